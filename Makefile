@@ -1,0 +1,36 @@
+# Everything here sets itself up: a machine with Python >= 3.11 and make needs no other preparation.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SPEC ?= examples/web-server.json
+
+.PHONY: rehearse test check bench golden clean
+
+rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
+	$(BIN)/migrate rehearse $(SPEC)
+
+test: $(STAMP)  ## the whole suite
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)  ## style, types, layers, published shapes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m migrate.published check
+
+bench: $(STAMP)  ## ratios against a peer measured in the same run
+	$(BIN)/python -m benchmarks
+
+golden: $(STAMP)  ## freeze what is newly published; what exists already is never rewritten
+	$(BIN)/python -m migrate.published add
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
