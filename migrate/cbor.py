@@ -77,7 +77,7 @@ def _scan(data: bytes) -> None:
                 raise CborError("the data ends inside a string", position)
             position += argument
         elif major in (_ARRAY, _MAP):
-            if len(open_items) >= DEPTH_MAX:
+            if len(open_items) > DEPTH_MAX:
                 raise CborError(f"nested more than {DEPTH_MAX} levels deep", position)
             open_items.append(argument if major == _ARRAY else 2 * argument)
     if position != size:

@@ -11,7 +11,7 @@ returns a fresh one for that.
 
 import collections.abc
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -30,7 +30,10 @@ QUOTE_MAX: Final = 64
 
 def quote(value: object) -> str:
     """`value` for an error message: its repr, cut short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # JSON nested as deeply as its parser allows
+        return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= QUOTE_MAX else text[: QUOTE_MAX - 1] + "…"
 
 
@@ -41,13 +44,13 @@ class JsonObject(dict[str, Any]):
         super().__init__(pairs)
         self.pairs = pairs
 
-    def given_twice(self) -> str | None:
-        """The first key that the text repeats, if any."""
+    def given_twice(self, known: Container[str] | None = None) -> str | None:
+        """The first key, of the `known` ones if told, that the text repeats."""
         if len(self.pairs) == len(self):
             return None
         seen: set[str] = set()
         for key, _ in self.pairs:
-            if key in seen:
+            if key in seen and (known is None or key in known):
                 return key
             seen.add(key)
         return None
@@ -71,8 +74,14 @@ class Misfit(Exception):
     detail: Mapping[str, object] = attrs.field(factory=dict)
 
     def __str__(self) -> str:
-        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path).removeprefix(".")
+        where = "".join(f"[{step}]" if isinstance(step, int) else f".{_legible(step)}" for step in self.path)
+        where = where.removeprefix(".")
         return f"{where}: {self.message}" if where else self.message
+
+
+def _legible(name: str) -> str:
+    """A name as it is if that fits into one line of text, else quoted: names too are foreign data."""
+    return name if name.isprintable() and len(name) <= QUOTE_MAX else quote(name)
 
 
 def wrong_type(value: object, wanted: str) -> Misfit:
@@ -157,7 +166,7 @@ def _structure_annotated_length(annotated: Any, converter: cattrs.Converter) -> 
     inner = converter.get_structure_hook(inner_type)
 
     def structure_length(value: Any, _: Any) -> Any:
-        if isinstance(value, bytes | list):  # before the elements are looked at: a cap that costs nothing to enforce
+        if isinstance(value, bytes | list | str):  # before any element is looked at
             check_length(len(value), wanted)
         return inner(value, inner_type)
 
@@ -227,8 +236,9 @@ def class_hook(
     def structure_object(value: Any, _: Any) -> T:
         if not isinstance(value, dict):
             raise wrong_type(value, "an object")
-        twice = value.given_twice() if isinstance(value, JsonObject) else None
-        if twice is not None and (unknown_fields == "refused" or twice in _field_names(kind)):
+        known = None if unknown_fields == "refused" else _field_names(kind)
+        twice = value.given_twice(known) if isinstance(value, JsonObject) else None
+        if twice is not None:
             raise Misfit(error="DuplicateField", message="given twice", path=(twice,), detail={"field": twice})
         return inner(value, kind)
 

@@ -8,6 +8,7 @@ pci-virtio and nvme-ctrl without a new number (device-payloads §8); we number t
 pci-virtio 3 (1 is legacy, 2 adds the modern interface, 3 adds `peak`) and nvme-ctrl 2 (2 adds doorbell buffers).
 """
 
+import builtins
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
@@ -39,7 +40,7 @@ class BarKind(StrEnum):
 
 @attrs.frozen
 class Bar:
-    """A base address register: `size` bytes, placed by the guest at `value`.  An mmio64 BAR takes the next slot, too."""
+    """A base address register: `size` bytes, placed by the guest at `value`.  An mmio64 BAR takes the next slot too."""
 
     kind: BarKind
     size: U64
@@ -235,7 +236,7 @@ class FwCfgEntry:
     selector: U16
     name: str
     kind: FwCfgValueKind
-    bytes: bytes
+    bytes: builtins.bytes
 
 
 @attrs.frozen(kw_only=True)
@@ -261,7 +262,7 @@ class QemuFwCfgV2:
 @attrs.frozen
 class InMemoryBlockBackendV1:
     SCHEMA: ClassVar[Schema] = Schema("in-memory-block-backend", 1)
-    bytes: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    bytes: builtins.bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
 
 
 @attrs.frozen

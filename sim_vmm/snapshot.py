@@ -42,7 +42,7 @@ class Snapshot:
     """RAM at the instant of making this object.  Close it, or use it as a context manager."""
 
     def __init__(self, pages: Pages, file: int, on_close: Callable[[], None]) -> None:
-        """`pages` is the mapping of all of `file`; `on_close` is called once, when `save` need not be called any more."""
+        """`pages` is the mapping of all of `file`; `on_close` is called once, when `save` is not needed any more."""
         self._pages: Pages | None = pages
         self._file = file
         self._on_close = on_close
@@ -65,7 +65,7 @@ class Snapshot:
         ram = self._ram
         if not 0 <= page < len(ram):
             raise IndexError(f"page {page}: the machine has pages 0 to {len(ram) - 1}")
-        return self._saved.get(page, ram[page]).tobytes()
+        return bytes(self._saved.get(page, ram[page]).data)
 
     def digest_steps(self) -> Generator[None, None, str]:
         """Compute the digest, yielding after each MiB of data so that other work can be done; returns 32 hex digits.

@@ -17,6 +17,7 @@ from migrate.plain import quote
 from migrate.reasons import Reason
 from migrate.specs import VERSIONS
 from migrate.specs.version import Loss, SpecVersion
+from sim_vmm.integers import U32
 from sim_vmm.spec import Spec
 
 
@@ -24,7 +25,7 @@ from sim_vmm.spec import Spec
 class Variant:
     """The spec in one version: `document` is CBOR of the plain data that JSON would show."""
 
-    version: int
+    version: U32
     document: bytes = attrs.field(repr=lambda document: f"<{len(document)} bytes>")
 
 
@@ -32,7 +33,7 @@ class Variant:
 class Withheld:
     """A version that cannot carry the spec, and why."""
 
-    version: int
+    version: U32
     reasons: tuple[Reason, ...]
 
 

@@ -42,7 +42,8 @@ class ParseError(Exception):
         component: str | None
         match misfit.path:
             case ("components", key, *steps):
-                component, field_steps = str(key), steps[1:] if steps[:1] == ["component"] else steps
+                inside_body = steps[:1] == ["component"] and len(steps) > 1
+                component, field_steps = str(key), steps[1:] if inside_body else steps
             case _:
                 component, field_steps = None, list(misfit.path)
         return cls(
@@ -59,12 +60,14 @@ def _refuse_constant(name: str) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Plain data from JSON text; objects come as `JsonObject`.
+    """Plain data from JSON text, in UTF-8 if it comes as bytes; objects come as `JsonObject`.
 
     Raises:
         ParseError: NotJson, with line and column.
     """
     try:
+        if isinstance(text, bytes):  # json.loads would guess among UTF-8, UTF-16 and UTF-32, and skip a BOM
+            text = text.decode()
         return json.loads(text, object_pairs_hook=JsonObject, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         problem = f"line {error.lineno}, column {error.colno}: {error.msg}"

@@ -155,8 +155,8 @@ class SpecVersion:
 def _lost(name: str, part: Any, there_and_back: Callable[[Any], Any]) -> Iterator[Loss]:
     try:
         again = there_and_back(part)
-    except (ValueError, KeyError) as error:
-        yield Loss(name, "type", str(error))
+    except Exception as error:  # a broken converter may fail in any way; then nothing of the part can be carried
+        yield Loss(name, "type", f"not convertible ({quote(str(error))})")
         return
     for field in attrs.fields(type(part)):
         if getattr(part, field.name) != getattr(again, field.name):

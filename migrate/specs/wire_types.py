@@ -84,30 +84,58 @@ def spec_converter() -> cattrs.Converter:
     return converter
 
 
-def register_tagged(
-    converter: cattrs.Converter, union: Any, classes: Mapping[str, type[Any]], *, content: str, unknown: str
-) -> None:
-    """Make `union` travel as `{"type": tag, content: {…}}`, strict at both levels.
+@attrs.frozen(eq=False)
+class Tagged:
+    """Reads `{"type": tag, content: {…}}` as one of `classes`, strict at both levels.
 
     A class without fields travels as its tag alone.  `unknown` names the error of a tag that `classes` lacks.
     """
-    readers = {tag: class_hook(kind, converter) for tag, kind in classes.items()}
 
-    def read(value: Any, _: Any) -> Any:
-        tag = _read_tag(value, classes, unknown)
-        kind = classes[tag]
+    classes: Mapping[str, type[Any]]
+    content: str
+    unknown: str
+    readers: Mapping[str, Callable[[Any, Any], Any]] = attrs.field(repr=False)
+
+    def __call__(self, value: Any, _: Any) -> Any:
+        tag = self._read_tag(value)
+        kind = self.classes[tag]
         takes_content = bool(attrs.fields(kind))
         for name in value:
-            if name != "type" and not (takes_content and name == content):
-                raise Misfit(error="UnknownField", message="unknown field", path=(name,), detail={"field": name})
+            if name != "type" and not (takes_content and name == self.content):
+                message = f"unknown field {quote(name)}"
+                raise Misfit(error="UnknownField", message=message, path=(str(name),), detail={"field": name})
         if not takes_content:
             return kind()
-        if content not in value:
-            raise Misfit(error="MissingField", message="required and missing", path=(content,))
+        if self.content not in value:
+            raise Misfit(error="MissingField", message="required and missing", path=(self.content,))
         try:
-            return readers[tag](value[content], kind)
+            return self.readers[tag](value[self.content], kind)
         except (Misfit, cattrs.BaseValidationError) as error:
-            raise first_misfit(error, (content,)) from None
+            raise first_misfit(error, (self.content,)) from None
+
+    def _read_tag(self, value: Any) -> str:
+        if not isinstance(value, dict):
+            raise wrong_type(value, "an object")
+        twice = value.given_twice() if isinstance(value, JsonObject) else None
+        if twice is not None:
+            raise Misfit(error="DuplicateField", message="given twice", path=(twice,), detail={"field": twice})
+        if "type" not in value:
+            raise Misfit(error="MissingField", message="required and missing", path=("type",))
+        tag = value["type"]
+        if type(tag) is not str:
+            raise attrs.evolve(wrong_type(tag, "a string"), path=("type",))
+        if tag not in self.classes:
+            message = f"{quote(tag)} is none of {', '.join(sorted(self.classes))}"
+            raise Misfit(error=self.unknown, message=message, path=("type",), detail={"type": tag, "value": tag})
+        return tag
+
+
+def register_tagged(
+    converter: cattrs.Converter, union: Any, classes: Mapping[str, type[Any]], *, content: str, unknown: str
+) -> None:
+    """Make `union` travel as `Tagged` says, and be written so."""
+    readers = {tag: class_hook(kind, converter) for tag, kind in classes.items()}
+    reader = Tagged(classes, content, unknown, readers)
 
     def writer(tag: str, kind: type[Any]) -> Callable[[Any], dict[str, Any]]:
         if not attrs.fields(kind):
@@ -115,21 +143,6 @@ def register_tagged(
         write_content = make_dict_unstructure_fn(kind, converter)
         return lambda value: {"type": tag, content: write_content(value)}
 
-    converter.register_structure_hook_func(lambda kind: kind == union, read)
+    converter.register_structure_hook_func(lambda kind: kind == union, reader)
     for tag, kind in classes.items():
         converter.register_unstructure_hook(kind, writer(tag, kind))
-
-
-def _read_tag(value: Any, classes: Mapping[str, type[Any]], unknown: str) -> str:
-    if not isinstance(value, dict):
-        raise wrong_type(value, "an object")
-    twice = value.given_twice() if isinstance(value, JsonObject) else None
-    if twice is not None:
-        raise Misfit(error="DuplicateField", message="given twice", path=(twice,), detail={"field": twice})
-    if "type" not in value:
-        raise Misfit(error="MissingField", message="required and missing", path=("type",))
-    tag = structure_text(value["type"])
-    if tag not in classes:
-        message = f"{quote(tag)} is none of {', '.join(sorted(classes))}"
-        raise Misfit(error=unknown, message=message, path=("type",), detail={"type": tag, "value": tag})
-    return tag

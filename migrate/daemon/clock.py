@@ -1,0 +1,13 @@
+"""The clock port over trio and the host's monotonic clock."""
+
+import time
+
+import trio
+
+
+class TrioClock:
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)

@@ -1,0 +1,42 @@
+"""Events: what happens in a daemon, one JSON object a line, for programs that watch.
+
+Every event has `event`, `side` and `at_ns` (the host's monotonic clock).  The events of one process are in order.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import attrs
+
+Event = dict[str, Any]
+
+
+@attrs.define
+class EventLog:
+    """Tells every listener; the observer port of the engines."""
+
+    side: str
+    listeners: list[Callable[[Event], None]] = attrs.field(factory=list)
+
+    def tell(self, event: str, **facts: Any) -> None:
+        line = {"event": event, "side": self.side, "at_ns": time.monotonic_ns(), **facts}
+        for listener in self.listeners:
+            listener(line)
+
+
+def json_lines(stream: TextIO) -> Callable[[Event], None]:
+    """A listener that writes to `stream`, and stops for good when nobody reads any more."""
+    broken = False
+
+    def write(event: Event) -> None:
+        nonlocal broken
+        if not broken:
+            try:
+                stream.write(json.dumps(event) + "\n")
+                stream.flush()
+            except OSError:
+                broken = True
+
+    return write

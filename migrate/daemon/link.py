@@ -1,0 +1,236 @@
+"""The engines' link over a TCP connection: frames in, frames out, every move checked against the table.
+
+It only moves bytes; no rule of the migration is here.  Page contents go from the buffer that the engine hands over to
+the socket, and from the socket into the machine's mapping.
+
+A peer that fails says so and closes.  While we are the ones who speak, that word may be waiting unread, so `send` looks
+before it writes.  And a connection that is closed with unread data is reset, which destroys what we said last; so
+`close` says goodbye first and drains.
+"""
+
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from migrate.daemon.deadlines import Deadlines
+from migrate.errors import (
+    DeadlineExpired,
+    LocalProtocolError,
+    MigrationCancelled,
+    PeerFailed,
+    RemoteProtocolError,
+    TransportLost,
+)
+from migrate.protocol import frames
+from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
+from migrate.protocol.messages import Failure, Message, Preamble, RamBatch, Role
+
+DRAIN_CHUNK: Final = 1 << 16
+
+
+class SocketLink:
+    """One connection, seen from `role`.  Use it as an async context manager; leaving it closes the connection."""
+
+    def __init__(self, role: Role, stream: trio.SocketStream, deadlines: Deadlines) -> None:
+        self.role = role
+        self.conversation = Conversation()
+        self._socket = stream.socket
+        self._deadlines = deadlines
+        self._preface_sent = self._preface_seen = False
+        self._ram_bytes = 0
+        self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
+        self._cancel_scope: trio.CancelScope | None = None
+        self._cancel_asked = self._cancel_forbidden = False
+        self._torn = False
+        self._readable = select.poll()
+        self._readable.register(self._socket.fileno(), select.POLLIN)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    # The port that engines await
+
+    async def send(self, message: Message) -> None:
+        await self._look_for_failure()
+        data = self._encode(message)
+        with self._bounded(f"sending {type(message).__name__}"):
+            await self._write(memoryview(data))
+
+    async def receive(self) -> Message:
+        with self._bounded("waiting for the peer"):
+            header, body = await self._read_frame()
+        message = frames.decode_body(header, body)
+        phase = self.conversation.phase
+        try:
+            self._advance(self.role.peer, message)
+        except OutOfTurn as error:
+            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        if isinstance(message, Failure):
+            raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
+        return message
+
+    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+        await self._look_for_failure()
+        data = self._encode(batch)
+        with self._bounded("sending guest RAM"):
+            await self._write(memoryview(data))
+            await self._write(content)
+
+    async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
+        with self._bounded("waiting for guest RAM"):
+            for buffer in buffers:
+                await self._read_into(buffer)
+
+    def forbid_cancelling(self) -> None:
+        self._cancel_forbidden = True
+
+    # The daemon's side
+
+    def cancel(self) -> bool:
+        """Make the engine's present or next operation raise MigrationCancelled; whether that was still allowed."""
+        if self._cancel_forbidden:
+            return False
+        self._cancel_asked = True
+        if self._cancel_scope is not None:
+            self._cancel_scope.cancel()
+        return True
+
+    async def __aenter__(self) -> "SocketLink":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Say goodbye so that the peer hears our last words, then close."""
+        with trio.move_on_after(self._deadlines.farewell_s, shield=True):
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+                while await self._socket.recv(DRAIN_CHUNK):
+                    pass
+            except OSError:
+                pass  # the connection is gone already: nothing is left to be heard
+        self._socket.close()
+
+    # Moving bytes
+
+    @contextmanager
+    def _bounded(self, doing: str) -> Iterator[None]:
+        """Bound one operation by frame, phase and the operator's patience; say what failed in our own terms."""
+        if self._cancel_asked:
+            self._cancel_asked = False  # said once; the engine may still have a farewell to send
+            raise MigrationCancelled(f"the migration was cancelled on the {self.role}")
+        phase = self.conversation.phase.value
+        deadline = min(trio.current_time() + self._deadlines.frame_s, self._phase_ends)
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._cancel_scope = scope
+            try:
+                yield
+            except (OSError, trio.ClosedResourceError) as error:
+                self._torn = True
+                raise TransportLost(f"connection lost in phase {phase!r}, {doing}: {error}") from error
+            finally:
+                self._cancel_scope = None
+        if scope.cancelled_caught:
+            self._torn = True
+            if self._cancel_asked:
+                self._cancel_asked = False
+                raise MigrationCancelled(f"the migration was cancelled on the {self.role}, in phase {phase!r}")
+            raise DeadlineExpired(
+                f"the {self.role.peer} was silent or too slow in phase {phase!r}, {doing}: its time is up"
+            )
+
+    async def _look_for_failure(self) -> None:
+        """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
+        if (
+            not self._torn
+            and self._preface_seen
+            and self._readable.poll(0)
+            and self.conversation.phase is not Phase.ENDED
+        ):
+            heard = await self.receive()
+            raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
+
+    def _encode(self, message: Message) -> bytes:
+        if self._torn:
+            raise TransportLost("the connection broke off in the middle of a frame")
+        try:
+            data = frames.encode_frame(message)
+            self._advance(self.role, message)
+        except (OutOfTurn, ValueError) as error:
+            raise LocalProtocolError(str(error)) from error
+        if not self._preface_sent:
+            self._preface_sent = True
+            data = frames.PREFACE + data
+        return data
+
+    def _advance(self, sender: Role, message: Message) -> None:
+        before = self.conversation.phase
+        self.conversation.advance(sender, message)
+        if isinstance(message, Preamble):
+            self._ram_bytes = sum(extent.length for extent in message.ram)
+        if self.conversation.phase is not before:
+            allowance = self._deadlines.allowance_s(self.conversation.phase, self._ram_bytes)
+            self._phase_ends = trio.current_time() + allowance
+
+    async def _write(self, data: memoryview) -> None:
+        while data:
+            data = data[await self._socket.send(data) :]
+
+    async def _read_frame(self) -> tuple[frames.Header, bytes]:
+        if not self._preface_seen:
+            frames.check_preface(bytes(await self._read(len(frames.PREFACE), stop_at=frames.PREFACE)))
+            self._preface_seen = True
+        while True:
+            header = frames.decode_header(bytes(await self._read(frames.HEADER.size)))
+            body = bytes(await self._read(header.length))
+            if not header.skippable:
+                return header, body
+
+    async def _read(self, length: int, stop_at: bytes | None = None) -> bytearray:
+        """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""
+        data = bytearray(length)
+        view = memoryview(data)
+        filled = 0
+        while filled < length:
+            filled += await self._receive_some(view[filled:], filled == 0)
+            if stop_at is not None and data[:filled] != stop_at[:filled]:
+                return data[:filled]
+        return data
+
+    async def _read_into(self, buffer: memoryview) -> None:
+        while buffer:
+            buffer = buffer[await self._receive_some(buffer, False) :]
+
+    async def _receive_some(self, buffer: memoryview, between_frames: bool) -> int:
+        count = await self._socket.recv_into(buffer)
+        if count == 0:
+            self._torn = True
+            where = "between two messages" if between_frames else "in the middle of a message"
+            raise TransportLost(
+                f"the {self.role.peer} closed the connection in phase {self.conversation.phase.value!r}, {where}"
+            )
+        return count
+
+
+async def connect(host: str, port: int, deadlines: Deadlines) -> trio.SocketStream:
+    """A connection to a source.
+
+    Raises:
+        TransportLost: nobody can be reached there.
+    """
+    try:
+        with trio.fail_after(deadlines.connect_s):
+            return await trio.open_tcp_stream(host, port)
+    except trio.TooSlowError:
+        problem = f"no answer within {deadlines.connect_s:g} s"
+    except OSError as error:
+        problem = _root_cause(error)
+    raise TransportLost(f"cannot reach a source at {host}:{port}: {problem}")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, BaseExceptionGroup):
+        return _root_cause(error.exceptions[0])
+    return str(error)

@@ -1,0 +1,98 @@
+"""What the engines await, and nothing else: a link, a guest that can be paused, a journal, a clock, an observer.
+
+In the daemons these are sockets, trio tasks and the host's clock; a simulation brings its own.  An engine never learns
+which world it runs in.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from migrate.engine.handoff import Record
+from migrate.protocol.messages import Message, RamBatch
+from sim_vmm.machine import Machine
+from sim_vmm.spec import Spec
+
+
+class Link(Protocol):
+    """The conversation with the peer.  Every method raises a MigrationError if the attempt cannot go on."""
+
+    async def send(self, message: Message) -> None:
+        """Send a message that is this side's to send.
+
+        Raises:
+            LocalProtocolError: it is not our turn to say this; nothing was sent.
+            PeerFailed: the peer reported a failure of its own meanwhile.
+            TransportLost, DeadlineExpired, MigrationCancelled.
+        """
+
+    async def receive(self) -> Message:
+        """The peer's next message.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol.
+            PeerFailed: it reported a failure of its own.
+            TransportLost, DeadlineExpired, MigrationCancelled.
+        """
+
+    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+        """Send a batch and the bytes that it announces; `content` may be reused afterwards."""
+
+    async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
+        """Fill `buffers` with the bytes that follow the batch just received."""
+
+    def forbid_cancelling(self) -> None:
+        """From here on the attempt must be brought to its end: nobody may cancel it."""
+
+
+class Clock(Protocol):
+    def monotonic_ns(self) -> int: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class RunningGuest(Protocol):
+    """The source's machine and whoever makes its vCPUs run."""
+
+    machine: Machine
+
+    async def pause(self) -> None:
+        """Return when the guest executes no more and its devices are quiet."""
+
+    async def resume(self) -> None:
+        """Return when the guest executes, whether or not it did before."""
+
+
+class Hypervisor(Protocol):
+    """Makes and runs machines on the target."""
+
+    async def create(self, spec: Spec) -> Machine:
+        """A machine for `spec`, not running, its RAM untouched.
+
+        Raises:
+            MachineCreationFailed: this host cannot make it.
+        """
+
+    async def run(self, machine: Machine) -> None:
+        """Let the guest execute; return when it does."""
+
+    async def discard(self, machine: Machine) -> None:
+        """Tear down a machine that never ran here."""
+
+
+class Journal(Protocol):
+    """The durable record of who owns the machine: see `handoff`."""
+
+    @property
+    def record(self) -> Record: ...
+
+    async def new_generation(self) -> int:
+        """A number above all that this machine's ownership ever used, noted before it is returned."""
+
+    async def write(self, record: Record) -> None:
+        """Return when `record` is the one that will be found after any crash."""
+
+
+class Observer(Protocol):
+    """Is told what happens, in the order in which it happens."""
+
+    def tell(self, event: str, **facts: Any) -> None: ...

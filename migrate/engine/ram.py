@@ -1,0 +1,234 @@
+"""Guest pages out of one machine and into another.
+
+The sender gathers the dirty pages of a batch into one staging buffer, allocated once, and checksums and sends from
+there: a running guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros
+travel as extents without bytes.
+
+The receiver checks every extent against the machine's own RAM before it touches memory, and receives large extents
+straight into the mapping.  Pages of zeros are written only where something else was received before, so that untouched
+memory stays untouched on the target too.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from migrate.engine.attempt import Round
+from migrate.engine.ports import Clock, Link, Observer
+from migrate.errors import RemoteProtocolError
+from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, RamBatch, RoundEnd
+from sim_vmm.memory import PAGE_SIZE, GuestAddressError, GuestMemory
+from sim_vmm.snapshot import nonzero_pages
+
+BATCH_PAGES: Final = 256
+"""1 MiB: larger batches fall out of the processor's cache, smaller ones drown in system calls."""
+
+ZERO_PAGES_MAX: Final = 1 << 20
+"""Zero pages that one batch may name: 4 GiB, so that what a peer announces never costs more than some MiB."""
+
+DIRECT_EXTENTS_MAX: Final = 8
+"""A batch of more extents is received into staging and scattered: fewer, larger reads."""
+
+NS_PER_S: Final = 1_000_000_000
+PROGRESS_EVERY_NS: Final = NS_PER_S // 10
+
+PageIndices = npt.NDArray[np.int64]
+
+
+def extents_of(memory: GuestMemory, pages: PageIndices) -> tuple[Extent, ...]:
+    """Runs of consecutive guest-physical pages, from ascending page numbers."""
+    if not pages.size:
+        return ()
+    gpas = memory.gpas_of(pages)
+    starts = np.flatnonzero(np.diff(gpas, prepend=gpas[0] - 2 * PAGE_SIZE) != PAGE_SIZE)
+    lengths = np.diff(np.append(starts, len(gpas))) * PAGE_SIZE
+    return tuple(
+        Extent(gpa=gpa, length=length) for gpa, length in zip(gpas[starts].tolist(), lengths.tolist(), strict=True)
+    )
+
+
+@attrs.define
+class RamSender:
+    """Sends rounds of a machine's dirty pages.  `bandwidth` in bytes per second, or None for as fast as it goes."""
+
+    memory: GuestMemory
+    link: Link
+    clock: Clock
+    observer: Observer
+    bandwidth: float | None = None
+    rounds: list[Round] = attrs.field(factory=list)
+    _told_ns: int = 0
+    _staging: npt.NDArray[np.uint8] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._staging = np.empty((BATCH_PAGES, PAGE_SIZE), dtype=np.uint8)
+
+    async def send_round(self) -> Round:
+        """Send every page that is dirty now, and the end of the round; what the guest dirties meanwhile can wait."""
+        number = len(self.rounds)
+        dirty = self.memory.dirty
+        start = self.clock.monotonic_ns()
+        total = dirty.count
+        dirty.begin_round()
+        pages = zero_pages = sent = 0
+        while (taken := dirty.take(BATCH_PAGES)).size:
+            zeros, size = await self._send_batch(number, taken)
+            pages += int(taken.size)
+            zero_pages += zeros
+            sent += size
+            self._tell_progress(number, pages, total, sent, start)
+            await self._keep_to_bandwidth(start, sent)
+        await self.link.send(RoundEnd(round=number, pages=pages, zero_pages=zero_pages))
+        round_ = Round(
+            number=number,
+            pages=pages,
+            zero_pages=zero_pages,
+            bytes=sent,
+            duration_ns=self.clock.monotonic_ns() - start,
+            dirtied_pages=dirty.count,
+        )
+        self.rounds.append(round_)
+        return round_
+
+    async def _send_batch(self, number: int, pages: PageIndices) -> tuple[int, int]:
+        """Returns how many pages were zero and how many bytes of content went out."""
+        content = self._staging[: len(pages)]
+        np.take(self.memory.pages, pages, axis=0, out=content)
+        nonzero = nonzero_pages(content)
+        if not nonzero.all():
+            content = content[nonzero]
+        batch = RamBatch(
+            round=number,
+            extents=extents_of(self.memory, pages[nonzero]),
+            zero=extents_of(self.memory, pages[~nonzero]),
+            checksum=xxhash.xxh3_64_intdigest(content.data),
+        )
+        await self.link.send_ram(batch, content.data.cast("B") if len(content) else memoryview(b""))
+        return len(pages) - len(content), content.nbytes
+
+    def _tell_progress(self, number: int, pages: int, total: int, sent: int, start_ns: int) -> None:
+        now = self.clock.monotonic_ns()
+        if now - self._told_ns >= PROGRESS_EVERY_NS:
+            self._told_ns = now
+            rate = sent * NS_PER_S / max(now - start_ns, 1)
+            self.observer.tell("ram", round=number, pages=pages, of_pages=total, bytes=sent, bytes_per_s=round(rate))
+
+    async def _keep_to_bandwidth(self, start_ns: int, sent: int) -> None:
+        if self.bandwidth is None:
+            return
+        ahead_ns = sent / self.bandwidth * NS_PER_S - (self.clock.monotonic_ns() - start_ns)
+        if ahead_ns > 0:
+            await self.clock.sleep(ahead_ns / NS_PER_S)
+
+
+@attrs.define
+class RamReceiver:
+    """Takes batches into a machine's RAM and counts them; `received` has a flag for each page that has content."""
+
+    memory: GuestMemory
+    link: Link
+    received: npt.NDArray[np.bool_] = attrs.field(init=False)
+    bytes_received: int = 0
+    _staging: npt.NDArray[np.uint8] = attrs.field(init=False)
+    _round: int = 0
+    _pages: int = 0
+    _zero_pages: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.received = np.zeros(self.memory.page_count, dtype=np.bool_)
+        self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
+
+    async def take(self, batch: RamBatch) -> None:
+        """Receive the contents of `batch`.
+
+        Raises:
+            RemoteProtocolError: extents that are not RAM or not in order, another round's batch, a wrong checksum.
+        """
+        if batch.round != self._round:
+            raise RemoteProtocolError(f"a RAM batch of round {batch.round} in round {self._round}")
+        pages = self._pages_of(batch.extents, "extents", RAM_BATCH_PAGES_MAX)
+        zeros = self._pages_of(batch.zero, "zero extents", ZERO_PAGES_MAX)
+        if np.intersect1d(pages, zeros).size:
+            raise RemoteProtocolError("a RAM batch names a page both with content and as zero")
+        checksum = await self._receive(batch, pages)
+        if checksum != batch.checksum:
+            first = batch.extents[0].gpa if batch.extents else 0
+            raise RemoteProtocolError(
+                f"RAM batch of round {batch.round} from {first:#x}: checksum does not match its "
+                f"{len(pages) * PAGE_SIZE} bytes"
+            )
+        stale = zeros[self.received[zeros]]
+        self.memory.pages[stale] = 0
+        self.received[pages] = True
+        self._pages += len(pages) + len(zeros)
+        self._zero_pages += len(zeros)
+        self.bytes_received += len(pages) * PAGE_SIZE
+
+    def end_round(self, end: RoundEnd) -> None:
+        """Check the sender's counts against ours, and begin the next round.
+
+        Raises:
+            RemoteProtocolError: they differ: pages were lost on the way.
+        """
+        said = (end.round, end.pages, end.zero_pages)
+        found = (self._round, self._pages, self._zero_pages)
+        if said != found:
+            raise RemoteProtocolError(
+                "the source says that round {} had {} pages, {} of them zero; ".format(*said)
+                + "here round {} had {}, {} of them zero".format(*found)
+            )
+        self._round += 1
+        self._pages = self._zero_pages = 0
+
+    def mark_received_dirty(self) -> None:
+        """All content is dirty on the new host, so that the machine can migrate on (protocol-phases §5)."""
+        self.memory.mark_dirty(np.flatnonzero(self.received))
+
+    async def _receive(self, batch: RamBatch, pages: PageIndices) -> int:
+        hasher = xxhash.xxh3_64()
+        if len(batch.extents) <= DIRECT_EXTENTS_MAX:
+            buffers = list(self._views(batch.extents))
+            await self.link.receive_ram(buffers)
+            for buffer in buffers:
+                hasher.update(buffer)
+        else:
+            if len(self._staging) < len(pages):
+                self._staging = np.empty((max(len(pages), BATCH_PAGES), PAGE_SIZE), dtype=np.uint8)
+            content = self._staging[: len(pages)]
+            await self.link.receive_ram([content.data.cast("B")])
+            hasher.update(content.data)
+            self.memory.pages[pages] = content
+        return hasher.intdigest()
+
+    def _views(self, extents: Sequence[Extent]) -> Iterator[memoryview]:
+        for extent in extents:
+            offset = self.memory.page_of(extent.gpa) * PAGE_SIZE
+            yield self.memory.view[offset : offset + extent.length]
+
+    def _pages_of(self, extents: Sequence[Extent], what: str, pages_max: int) -> PageIndices:
+        """Page numbers of `extents`, which must be whole pages of RAM, ascending and disjoint, and not too many."""
+        page_count = sum(extent.length for extent in extents) // PAGE_SIZE
+        if page_count > pages_max:
+            raise RemoteProtocolError(f"{what} of a RAM batch: {page_count} pages; at most {pages_max} are allowed")
+        pieces = []
+        previous_end = 0
+        for extent in extents:
+            end = extent.gpa + extent.length
+            if extent.gpa % PAGE_SIZE or extent.length % PAGE_SIZE or not extent.length or extent.gpa < previous_end:
+                raise RemoteProtocolError(
+                    f"{what} of a RAM batch: {extent.gpa:#x} + {extent.length:#x} is not made of whole pages, "
+                    "or does not lie above the one before"
+                )
+            previous_end = end
+            try:
+                first, last = self.memory.page_of(extent.gpa), self.memory.page_of(end - PAGE_SIZE)
+            except GuestAddressError as error:
+                raise RemoteProtocolError(f"{what} of a RAM batch: {error}") from None
+            if (last - first + 1) * PAGE_SIZE != extent.length:
+                raise RemoteProtocolError(f"{what} of a RAM batch: {extent.gpa:#x} + {extent.length:#x} spans a hole")
+            pieces.append(np.arange(first, last + 1, dtype=np.int64))
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)

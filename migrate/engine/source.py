@@ -1,0 +1,359 @@
+"""The source's side of a migration.
+
+    hello → preamble → verdict → RAM rounds, guest running → pre-flight → pause → last RAM, time, devices, server state,
+    all in one flight → prepare → ready → commit → owned
+
+Until the record `C(n)` is written, whatever goes wrong is undone in this order: pages that were sent are dirty again,
+the guest runs again, the peer is told, and only then does the failure leave `run_source` (Propolis #811: a retry raced
+the resume).  After `C(n)` nothing is undone: the target decides, and as long as its decision is unknown the machine
+stays paused (`HandoffInDoubt`).
+
+Before the pause every device is exported without sending, so that state which cannot be represented is found while the
+guest still runs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+
+from migrate.engine.attempt import Attempt
+from migrate.engine.handoff import Holding, Record, after_settle, answer_settle
+from migrate.engine.negotiation import NoCommonPayload, chooser, payload_choice, preamble_of, why_not_newer
+from migrate.engine.policy import Decision, PrecopyPolicy
+from migrate.engine.ports import Clock, Journal, Link, Observer, RunningGuest
+from migrate.engine.ram import RamSender
+from migrate.errors import (
+    DeviceStateError,
+    HandoffInDoubt,
+    MigrationError,
+    NotConverging,
+    PeerFailed,
+    Refused,
+    RemoteProtocolError,
+)
+from migrate.payloads import PayloadError, encode_payload
+from migrate.protocol.frames import encode_frame
+from migrate.protocol.messages import (
+    PROTOCOL_VERSIONS,
+    Accept,
+    Commit,
+    DevicesEnd,
+    DeviceState,
+    Failure,
+    Hello,
+    Owned,
+    Paused,
+    Payload,
+    Prepare,
+    Refuse,
+    Released,
+    RoundStored,
+    ServerState,
+    Settle,
+    TimeOfDay,
+    Welcome,
+)
+from migrate.reasons import Reason
+from migrate.releases import Release
+from sim_vmm.devices.errors import DeviceStateError as MachineDeviceError
+from sim_vmm.machine import DeviceState as ExportedState
+
+MESSAGE_MAX: Final = 4096
+
+
+@attrs.frozen(kw_only=True)
+class SourcePorts:
+    link: Link
+    guest: RunningGuest
+    journal: Journal
+    clock: Clock
+    observer: Observer
+
+
+@attrs.frozen(kw_only=True)
+class SourceSettings:
+    """`bandwidth` in bytes per second, or None for no cap."""
+
+    node: str
+    machine_name: str
+    release: Release
+    policy: PrecopyPolicy = attrs.field(factory=PrecopyPolicy)
+    bandwidth: float | None = None
+
+
+async def run_source(ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
+    """Serve one connection of a target: migrate the machine away, or settle an earlier handoff.
+
+    Returns when the target owns the machine.  `attempt` is filled in whatever happens.
+
+    Raises:
+        MigrationError: the machine stays here, and runs again already.
+        HandoffInDoubt: the machine was given away, and whether the target has it is unknown; it must not run here.
+    """
+    await _Source(ports, settings, attempt).run()
+
+
+class _Source:
+    def __init__(self, ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
+        self.link, self.guest, self.journal = ports.link, ports.guest, ports.journal
+        self.observer = ports.observer
+        self.settings, self.attempt = settings, attempt
+        self.machine = ports.guest.machine
+        self.ram = RamSender(
+            self.machine.memory, ports.link, ports.clock, ports.observer, settings.bandwidth, attempt.rounds
+        )
+
+    def enter(self, phase: str) -> None:
+        self.attempt.phase = phase
+        self.observer.tell("phase", phase=phase)
+
+    async def run(self) -> None:
+        self.enter("hello")
+        first = await self.link.receive()
+        if isinstance(first, Settle):
+            await self.settle(first)
+            return
+        assert isinstance(first, Hello), "the table allows nothing else"
+        try:
+            await self.welcome(first)
+            accepted = await self.negotiate()
+            choice = payload_choice(self.settings.release, accepted.imports)
+            await self.copy_while_running()
+            self.preflight(choice)
+            generation = await self.copy_the_rest(choice)
+        except Exception as error:
+            await self.roll_back(error)
+            raise
+        await self.give_away(generation)
+
+    async def welcome(self, hello: Hello) -> None:
+        """Pick the newest common protocol version, and refuse while an earlier handoff is in doubt."""
+        reasons = []
+        common = [version for version in PROTOCOL_VERSIONS if version in hello.protocol_versions]
+        if not common:
+            theirs, ours = (", ".join(map(str, versions)) for versions in (hello.protocol_versions, PROTOCOL_VERSIONS))
+            reasons.append(Reason(component="protocol", field="version", have=theirs, need=f"one of {ours}"))
+        record = self.journal.record
+        if record.holding is not Holding.OWNER:
+            reasons.append(
+                Reason(
+                    component="machine",
+                    field="ownership",
+                    have=f"given away in generation {record.generation}, with no answer from the target yet",
+                    need="that target to come back",
+                )
+            )
+        if reasons:
+            await self.link.send(Refuse(reasons=tuple(reasons)))
+            raise Refused(reasons)
+        await self.link.send(
+            Welcome(protocol_version=common[0], node=self.settings.node, release=self.settings.release.name)
+        )
+        self.target_release = hello.release
+
+    async def negotiate(self) -> Accept:
+        self.enter("preamble")
+        preamble = preamble_of(self.machine, self.settings.release, self.settings.machine_name)
+        await self.link.send(preamble)
+        self.enter("verdict")
+        answer = await self.link.receive()
+        if isinstance(answer, Refuse):
+            raise Refused(answer.reasons)
+        assert isinstance(answer, Accept), "the table allows nothing else"
+        if preamble.obstacles:
+            raise Refused(preamble.obstacles)
+        if answer.spec_version not in {variant.version for variant in preamble.variants}:
+            raise RemoteProtocolError(f"the target accepted spec version {answer.spec_version}, which was not offered")
+        self.attempt.spec_version = answer.spec_version
+        self.attempt.why_not_newer = why_not_newer(
+            preamble.withheld, preamble.variants, answer.spec_version, self.target_release
+        )
+        self.observer.tell("accepted", spec_version=answer.spec_version)
+        return answer
+
+    async def copy_while_running(self) -> None:
+        """Rounds until the rest fits the downtime limit."""
+        self.enter("ram")
+        policy = self.settings.policy
+        decision = Decision.ANOTHER_ROUND
+        while decision is Decision.ANOTHER_ROUND:
+            round_ = await self.ram.send_round()
+            stored = await self.link.receive()
+            assert isinstance(stored, RoundStored), "the table allows nothing else"
+            if stored.round != round_.number:
+                raise RemoteProtocolError(f"a receipt for round {stored.round} after round {round_.number}")
+            self.machine.memory.dirty.acknowledge()
+            self.observer.tell("round", **round_.as_json())
+            decision = policy.decide(self.ram.rounds, self.machine.memory.dirty.count)
+        if decision is Decision.GIVE_UP:
+            estimate = policy.estimated_downtime_ms(self.ram.rounds, self.machine.memory.dirty.count)
+            raise NotConverging(
+                f"after {len(self.ram.rounds)} rounds the guest would be away for {estimate:.0f} ms, and the limit is "
+                f"{policy.downtime_limit_ms:.0f} ms: it dirties memory faster than the link carries it; raise the "
+                "limit or the bandwidth, slow the guest, or force the switchover"
+            )
+
+    def preflight(self, choice: Mapping[str, tuple[int, ...]]) -> None:
+        """Export everything as if it were sent, while the guest still runs.
+
+        Raises:
+            DeviceStateError: a state that cannot be represented, or does not fit a frame.
+        """
+        with _device_errors():
+            for message in self._device_messages(self.machine.preflight(chooser(choice))):
+                encode_frame(message)
+
+    async def copy_the_rest(self, choice: Mapping[str, tuple[int, ...]]) -> int:
+        """The blackout, up to the target's promise that it holds everything: returns the generation it holds."""
+        attempt, link = self.attempt, self.link
+        self.enter("pause")
+        with attempt.step("pause"):
+            await self.guest.pause()
+        await link.send(Paused())
+        self.enter("last ram")
+        with attempt.step("last ram"):
+            await self.ram.send_round()
+        self.enter("time data")
+        with attempt.step("time data"):
+            await link.send(TimeOfDay(**attrs.asdict(self.machine.clock.export())))
+        self.enter("devices")
+        with attempt.step("devices"):
+            await self.send_devices(choice)
+        self.enter("server state")
+        with attempt.step("server state"):
+            await link.send(ServerState(**attrs.asdict(self.machine.console.export())))
+        self.enter("handoff")
+        with attempt.step("ready"):
+            generation = await self.journal.new_generation()
+            await link.send(Prepare(generation=generation))
+            ready = await link.receive()
+        if getattr(ready, "generation", None) != generation:
+            raise RemoteProtocolError(f"{ready} does not answer generation {generation}")
+        assert self.machine.memory.dirty.count == 0, "a paused machine dirtied memory after its last pages were sent"
+        return generation
+
+    async def send_devices(self, choice: Mapping[str, tuple[int, ...]]) -> None:
+        with _device_errors():
+            messages = list(self._device_messages(self.machine.export_devices(chooser(choice))))
+        for message in messages:
+            await self.link.send(message)
+            self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
+        await self.link.send(DevicesEnd(devices=len(messages)))
+
+    def _device_messages(self, states: tuple[ExportedState, ...]) -> Iterator[DeviceState]:
+        for state in states:
+            payloads = tuple(
+                Payload(kind=payload.SCHEMA.kind, version=payload.SCHEMA.version, data=encode_payload(payload))
+                for payload in state.payloads
+            )
+            yield DeviceState(device=state.key, payloads=payloads)
+
+    async def give_away(self, generation: int) -> None:
+        """The point of no return, and what the target makes of it.
+
+        Raises:
+            MigrationError: the target declined for good, and the machine runs here again.
+            HandoffInDoubt: no answer.
+        """
+        self.link.forbid_cancelling()
+        with self.attempt.step("commit"):
+            try:
+                await self.journal.write(Record(Holding.COMMITTED, generation))
+            except Exception as error:
+                await self.roll_back(error)
+                raise
+            self.attempt.committed = True
+            try:
+                await self.link.send(Commit(generation=generation))
+                answer = await self.link.receive()
+            except MigrationError as error:
+                raise HandoffInDoubt(
+                    f"the machine was given away in generation {generation}, and then the link failed ({error}); it "
+                    "stays paused here until the target comes back"
+                ) from error
+        await self.conclude(answer, generation)
+
+    async def settle(self, settle: Settle) -> None:
+        """A target comes back after a lost connection; the journal decides what it is told."""
+        self.enter("handoff")
+        record = self.journal.record
+        answer = answer_settle(record, settle)
+        await self.journal.write(after_settle(record, answer))
+        if isinstance(answer, Commit):
+            self.link.forbid_cancelling()
+            try:
+                await self.link.send(answer)
+                reply = await self.link.receive()
+            except MigrationError as error:
+                raise HandoffInDoubt(f"the link failed again while settling generation {settle.generation}") from error
+            await self.conclude(reply, settle.generation)
+            return
+        await self.link.send(answer)
+        if isinstance(answer, Released):
+            self.forget_machine()
+            return
+        raise Refused(
+            [
+                Reason(
+                    component="machine",
+                    field="generation",
+                    have=f"{settle.generation}, held by the target",
+                    need=f"the one in the journal here: {record}",
+                )
+            ]
+        )
+
+    async def conclude(self, answer: Any, generation: int) -> None:
+        """The target's choice: `O(n)` there is `N(n)` here, a `Declined` gives the machine back."""
+        if getattr(answer, "generation", None) != generation:
+            raise HandoffInDoubt(f"{answer} does not answer generation {generation}")
+        if isinstance(answer, Owned):
+            await self.journal.write(Record(Holding.NOT_OWNER, generation))
+            self.forget_machine()
+            await self.say_released(generation)
+            return
+        await self.journal.write(Record(Holding.OWNER, generation))
+        error = PeerFailed("target", "handoff", "Declined", f"it will not run generation {generation}")
+        await self.roll_back(error)
+        await self.say_released(generation)
+        raise error
+
+    async def say_released(self, generation: int) -> None:
+        """The target need not ask again; if this is lost, it will."""
+        try:
+            await self.link.send(Released(generation=generation))
+        except MigrationError as error:
+            self.attempt.warnings.append(f"the last acknowledgement was lost: {error}")
+
+    def forget_machine(self) -> None:
+        self.machine.memory.dirty.settle()
+        self.observer.tell("handed over", generation=self.journal.record.generation)
+
+    async def roll_back(self, error: Exception) -> None:
+        """Undo an attempt that came to nothing: dirty pages, then the guest, then a word to the peer."""
+        self.machine.memory.dirty.restore()
+        await self.guest.resume()
+        self.observer.tell("rolled back", phase=self.attempt.phase)
+        if isinstance(error, MigrationError) and not isinstance(error, Refused | PeerFailed):
+            await tell_failure(self.link, self.attempt.phase, error)
+
+
+async def tell_failure(link: Link, phase: str, error: MigrationError) -> None:
+    """Tell the peer that we cannot go on, if it can still be reached."""
+    failure = Failure(phase=phase, error=type(error).__name__, message=str(error)[:MESSAGE_MAX])
+    try:
+        await link.send(failure)
+    except MigrationError:
+        return  # the link is what failed, or the conversation is over already: the peer will see that by itself
+
+
+class _device_errors:  # noqa: N801  # a context manager, named as what it handles
+    """What a device or a schema objects to becomes a failure of the attempt."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MachineDeviceError | PayloadError | NoCommonPayload | ValueError):
+            raise DeviceStateError(str(error)) from error

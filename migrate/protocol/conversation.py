@@ -1,0 +1,129 @@
+"""Who may say what when: one table, which does not know which side we are.
+
+Each phase has one speaker, so messages never cross, with one exception: either side may send `Failure` at any moment,
+and the conversation is over.  The same table drives both daemons, the tests of refused moves and the diagram in
+docs/protocol.md.
+
+RAM is pipelined inside its phase: many batches, one receipt per round.  From `Paused` on, everything up to `Prepare`
+goes in one flight.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import attrs
+
+from migrate.errors import MigrationError
+from migrate.protocol.messages import (
+    Abandon,
+    Accept,
+    Commit,
+    Declined,
+    DevicesEnd,
+    DeviceState,
+    Failure,
+    Hello,
+    Message,
+    Owned,
+    Paused,
+    Preamble,
+    Prepare,
+    RamBatch,
+    Ready,
+    Refuse,
+    Released,
+    Role,
+    RoundEnd,
+    RoundStored,
+    ServerState,
+    Settle,
+    TimeOfDay,
+    Welcome,
+)
+
+
+class Phase(StrEnum):
+    """What is being waited for.  The values are the names in reports and messages."""
+
+    HELLO = "hello"
+    WELCOME = "welcome"
+    PREAMBLE = "preamble"
+    VERDICT = "verdict"
+    RAM = "ram"
+    RECEIPT = "ram receipt"
+    LAST_RAM = "last ram"
+    TIME = "time data"
+    DEVICES = "devices"
+    SERVER_STATE = "server state"
+    PREPARE = "prepare"
+    READY = "ready"
+    COMMIT = "commit"
+    OWNED = "owned"
+    RELEASE = "release"
+    SETTLE = "settle"
+    ENDED = "ended"
+
+
+SOURCE, TARGET = Role.SOURCE, Role.TARGET
+
+NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
+    (Phase.HELLO, TARGET, Hello): Phase.WELCOME,
+    (Phase.WELCOME, SOURCE, Welcome): Phase.PREAMBLE,
+    (Phase.WELCOME, SOURCE, Refuse): Phase.ENDED,
+    (Phase.PREAMBLE, SOURCE, Preamble): Phase.VERDICT,
+    (Phase.VERDICT, TARGET, Accept): Phase.RAM,
+    (Phase.VERDICT, TARGET, Refuse): Phase.ENDED,
+    (Phase.RAM, SOURCE, RamBatch): Phase.RAM,
+    (Phase.RAM, SOURCE, RoundEnd): Phase.RECEIPT,
+    (Phase.RAM, SOURCE, Paused): Phase.LAST_RAM,
+    (Phase.RECEIPT, TARGET, RoundStored): Phase.RAM,
+    (Phase.LAST_RAM, SOURCE, RamBatch): Phase.LAST_RAM,
+    (Phase.LAST_RAM, SOURCE, RoundEnd): Phase.TIME,
+    (Phase.TIME, SOURCE, TimeOfDay): Phase.DEVICES,
+    (Phase.DEVICES, SOURCE, DeviceState): Phase.DEVICES,
+    (Phase.DEVICES, SOURCE, DevicesEnd): Phase.SERVER_STATE,
+    (Phase.SERVER_STATE, SOURCE, ServerState): Phase.PREPARE,
+    (Phase.PREPARE, SOURCE, Prepare): Phase.READY,
+    (Phase.READY, TARGET, Ready): Phase.COMMIT,
+    (Phase.COMMIT, SOURCE, Commit): Phase.OWNED,
+    (Phase.OWNED, TARGET, Owned): Phase.RELEASE,
+    (Phase.OWNED, TARGET, Declined): Phase.RELEASE,
+    (Phase.RELEASE, SOURCE, Released): Phase.ENDED,
+    # A target that lost its connection during the handoff comes back to settle it.
+    (Phase.HELLO, TARGET, Settle): Phase.SETTLE,
+    (Phase.SETTLE, SOURCE, Commit): Phase.OWNED,
+    (Phase.SETTLE, SOURCE, Abandon): Phase.ENDED,
+    (Phase.SETTLE, SOURCE, Released): Phase.ENDED,
+}
+
+
+class OutOfTurn(MigrationError):
+    """A message that the table does not allow here.  Neutral: the link decides whose fault it is."""
+
+    def __init__(self, phase: Phase, sender: Role, kind: type[Message]) -> None:
+        allowed = ", ".join(f"{role} {message.__name__}" for (at, role, message) in NEXT if at is phase)
+        super().__init__(
+            f"{kind.__name__} from the {sender} in phase {phase.value!r}, where only {allowed or 'nothing'}"
+        )
+        self.phase, self.sender, self.kind = phase, sender, kind
+
+
+@attrs.define
+class Conversation:
+    """Where a conversation stands.  `advance` is called for every message, sent or received."""
+
+    phase: Phase = Phase.HELLO
+
+    def advance(self, sender: Role, message: Message) -> None:
+        """Note that `sender` says `message`.
+
+        Raises:
+            OutOfTurn: the table has no such move; the phase is unchanged.
+        """
+        if isinstance(message, Failure) and self.phase is not Phase.ENDED:
+            self.phase = Phase.ENDED
+            return
+        move = (self.phase, sender, type(message))
+        if move not in NEXT:
+            raise OutOfTurn(*move)
+        self.phase = NEXT[move]

@@ -1,0 +1,362 @@
+"""Every message of the protocol, as a value.
+
+A message is checked once, when it is built from bytes (`frames.decode_body`); nothing downstream validates its shape
+again.  A published message is never edited: a new need gets a new message type or a new protocol version.  Type numbers
+below `OPTIONAL` are mandatory (a reader that does not know one refuses, naming it); the others may be skipped.
+
+Shapes for other languages: `messages.cddl`.  Who may send what when: `conversation.py`.
+"""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Final
+
+import attrs
+
+from migrate.reasons import Reason
+from migrate.specs.offer import Variant, Withheld
+from sim_vmm.integers import I64, U16, U32, U64, AtMost, Exactly
+
+PROTOCOL_VERSIONS: Final = (1,)
+"""What this build speaks, newest first."""
+
+OPTIONAL: Final = 0x8000
+"""Types from here on may be skipped by a reader that does not know them."""
+
+RAM_BATCH_PAGES_MAX: Final = 4096
+"""Pages with content in one batch, at most: 16 MiB."""
+
+KIBIBYTE: Final = 1024
+MEBIBYTE: Final = 1024 * KIBIBYTE
+
+Name = Annotated[str, AtMost(128)]
+Text = Annotated[str, AtMost(4096)]
+
+
+class Role(StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+    @property
+    def peer(self) -> "Role":
+        return Role.TARGET if self is Role.SOURCE else Role.SOURCE
+
+
+@attrs.frozen(kw_only=True)
+class Hello:
+    """The target opens the conversation.  `protocol_versions` newest first; `release` is what its build knows."""
+
+    TYPE: ClassVar[int] = 1
+    BODY_MAX: ClassVar[int] = 4 * KIBIBYTE
+    protocol_versions: Annotated[tuple[U16, ...], AtMost(32)]
+    node: Name
+    release: Name
+
+
+@attrs.frozen(kw_only=True)
+class Welcome:
+    """The source picks the newest common protocol version."""
+
+    TYPE: ClassVar[int] = 2
+    BODY_MAX: ClassVar[int] = 4 * KIBIBYTE
+    protocol_version: U16
+    node: Name
+    release: Name
+
+
+@attrs.frozen(kw_only=True)
+class Extent:
+    """A range of guest-physical memory: both numbers are bytes and multiples of the page size."""
+
+    gpa: U64
+    length: U64
+
+
+@attrs.frozen(kw_only=True)
+class KindVersions:
+    """Versions of one payload kind, newest first."""
+
+    kind: Name
+    versions: Annotated[tuple[U32, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
+class DeviceExports:
+    """What a device's state can be exported as, right now."""
+
+    device: Name
+    payloads: Annotated[tuple[KindVersions, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
+class Preamble:
+    """Everything the target needs for its verdict.
+
+    `variants` newest first, each a byte string that a reader may leave unread.  `withheld` are the versions that the
+    source knows but that cannot carry this spec.  `obstacles` forbid the migration whatever the target says.
+    """
+
+    TYPE: ClassVar[int] = 3
+    BODY_MAX: ClassVar[int] = 8 * MEBIBYTE
+    machine: Name
+    spec_digest: Annotated[bytes, Exactly(32)]
+    variants: Annotated[tuple[Variant, ...], AtMost(64)]
+    withheld: Annotated[tuple[Withheld, ...], AtMost(64)]
+    obstacles: tuple[Reason, ...]
+    exports: tuple[DeviceExports, ...]
+    ram: Annotated[tuple[Extent, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
+class Accept:
+    """The target has built the machine and takes its state in these payload versions."""
+
+    TYPE: ClassVar[int] = 4
+    BODY_MAX: ClassVar[int] = 64 * KIBIBYTE
+    spec_version: U32
+    imports: tuple[KindVersions, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Refuse:
+    """No migration as things are: every reason, at least one.  Said by the target as its verdict, or as a welcome."""
+
+    TYPE: ClassVar[int] = 5
+    BODY_MAX: ClassVar[int] = MEBIBYTE
+    reasons: tuple[Reason, ...]
+
+
+@attrs.frozen(kw_only=True)
+class RamBatch:
+    """Guest pages.  The contents of `extents`, in order, follow the frame as raw bytes; `zero` extents have no bytes.
+
+    Extents ascend and do not overlap.  `checksum` is xxh3-64 of the raw bytes.
+    """
+
+    TYPE: ClassVar[int] = 16
+    BODY_MAX: ClassVar[int] = 256 * KIBIBYTE
+    round: U32
+    extents: Annotated[tuple[Extent, ...], AtMost(RAM_BATCH_PAGES_MAX)]
+    zero: Annotated[tuple[Extent, ...], AtMost(RAM_BATCH_PAGES_MAX)]
+    checksum: U64
+
+
+@attrs.frozen(kw_only=True)
+class RoundEnd:
+    """The round is complete; the counts are those of its batches."""
+
+    TYPE: ClassVar[int] = 17
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    round: U32
+    pages: U64
+    zero_pages: U64
+
+
+@attrs.frozen(kw_only=True)
+class RoundStored:
+    """The target has every page of the round in memory: the receipt that lets the source forget them."""
+
+    TYPE: ClassVar[int] = 18
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    round: U32
+
+
+@attrs.frozen(kw_only=True)
+class Paused:
+    """The guest is paused: what follows is final.  No answer is awaited before `Ready`."""
+
+    TYPE: ClassVar[int] = 19
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+
+
+@attrs.frozen(kw_only=True)
+class TimeOfDay:
+    """The guest's clock (protocol-phases §6): Hz, ticks, and nanoseconds or seconds of the source host's clocks."""
+
+    TYPE: ClassVar[int] = 32
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    guest_freq: U64
+    guest_tsc: U64
+    hrtime: I64
+    hres_sec: U64
+    hres_ns: U64
+    boot_hrtime: I64
+
+
+@attrs.frozen(kw_only=True)
+class Payload:
+    """One part of a device's state: CBOR of the schema `(kind, version)`, left unread by those who don't know it."""
+
+    kind: Name
+    version: U32
+    data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+
+
+@attrs.frozen(kw_only=True)
+class DeviceState:
+    """The whole state of one device."""
+
+    TYPE: ClassVar[int] = 33
+    BODY_MAX: ClassVar[int] = 8 * MEBIBYTE
+    device: Name
+    payloads: Annotated[tuple[Payload, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
+class DevicesEnd:
+    TYPE: ClassVar[int] = 34
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    devices: U32
+
+
+@attrs.frozen(kw_only=True)
+class ServerState:
+    """What the VMM itself keeps for the guest: the console's history (control-api §7)."""
+
+    TYPE: ClassVar[int] = 35
+    BODY_MAX: ClassVar[int] = 3 * MEBIBYTE
+    beginning: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    rolling: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    total_bytes: U64
+    buffer_size: U64
+
+
+@attrs.frozen(kw_only=True)
+class Prepare:
+    """The image is complete; it belongs to this generation of the machine's ownership."""
+
+    TYPE: ClassVar[int] = 48
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Ready:
+    """The target holds the complete image, has noted so, and does not run it."""
+
+    TYPE: ClassVar[int] = 49
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Commit:
+    """The source has given the machine away, for good unless the target declines."""
+
+    TYPE: ClassVar[int] = 50
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Owned:
+    """The target owns the machine and runs it."""
+
+    TYPE: ClassVar[int] = 51
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Declined:
+    """The target will never run this generation; the source may."""
+
+    TYPE: ClassVar[int] = 52
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Released:
+    """The source has noted that the machine is no longer its own.  Nothing is left to settle."""
+
+    TYPE: ClassVar[int] = 53
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Settle:
+    """A target that lost its connection during the handoff comes back, in place of `Hello`.
+
+    `owned` is false while it only holds the image (READY again), true once it owns the machine (OWNED again).
+    """
+
+    TYPE: ClassVar[int] = 54
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    machine: Name
+    generation: U64
+    owned: bool
+
+
+@attrs.frozen(kw_only=True)
+class Abandon:
+    """The image of this generation must never run: the source kept the machine."""
+
+    TYPE: ClassVar[int] = 55
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """The sender cannot go on; instead of its next message, or across the peer's.  The attempt is over."""
+
+    TYPE: ClassVar[int] = 64
+    BODY_MAX: ClassVar[int] = 16 * KIBIBYTE
+    phase: Name
+    error: Name
+    message: Text
+
+
+Message = (
+    Hello
+    | Welcome
+    | Preamble
+    | Accept
+    | Refuse
+    | RamBatch
+    | RoundEnd
+    | RoundStored
+    | Paused
+    | TimeOfDay
+    | DeviceState
+    | DevicesEnd
+    | ServerState
+    | Prepare
+    | Ready
+    | Commit
+    | Owned
+    | Declined
+    | Released
+    | Settle
+    | Abandon
+    | Failure
+)
+
+MESSAGES: Final[dict[int, type[Message]]] = {
+    kind.TYPE: kind
+    for kind in (
+        Hello,
+        Welcome,
+        Preamble,
+        Accept,
+        Refuse,
+        RamBatch,
+        RoundEnd,
+        RoundStored,
+        Paused,
+        TimeOfDay,
+        DeviceState,
+        DevicesEnd,
+        ServerState,
+        Prepare,
+        Ready,
+        Commit,
+        Owned,
+        Declined,
+        Released,
+        Settle,
+        Abandon,
+        Failure,
+    )
+}

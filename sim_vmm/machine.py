@@ -1,0 +1,236 @@
+"""A machine: memory, clock, console and devices, made from a spec.  What may be done to it when is in lifecycle.py.
+
+Devices are in key order, UUIDs by their bytes before names by theirs, and are exported in it (device-payloads §3).
+Import is strict: every device that has state must get it, and nothing else may arrive.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final, Self
+from uuid import UUID
+
+import attrs
+
+from sim_vmm.clock import GuestClock, HostClock
+from sim_vmm.console import ConsoleHistory
+from sim_vmm.devices import fw_cfg
+from sim_vmm.devices.base import Device
+from sim_vmm.devices.errors import DeviceTwice, UnknownDevice
+from sim_vmm.devices.factory import make_devices
+from sim_vmm.devices.failure_injector import InjectionCounters
+from sim_vmm.devices.uart import Uart
+from sim_vmm.initialisation import InitialisationError, check_initialisation
+from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
+from sim_vmm.memory import GuestMemory
+from sim_vmm.payloads import Payload, Schema
+from sim_vmm.spec import Spec, SpecKey
+from sim_vmm.spec.components import SerialNumber, SerialPort
+
+__all__ = [
+    "MIB",
+    "Choose",
+    "DeviceState",
+    "IllegalTransition",
+    "Machine",
+    "MachineError",
+    "MachineState",
+    "Obstacle",
+    "newest",
+]
+
+MIB: Final = 1 << 20
+NIL_UUID: Final = UUID(int=0)
+
+
+@attrs.frozen(str=False)
+class MachineError(Exception):
+    """The spec makes no machine; `errors` are all the reasons."""
+
+    errors: tuple[InitialisationError, ...]
+
+    def __str__(self) -> str:
+        return "the spec makes no machine: " + "; ".join(map(str, self.errors))
+
+
+@attrs.frozen
+class Obstacle:
+    """A device because of which the machine cannot migrate."""
+
+    component: str
+    kind: str
+    reason: str
+
+
+@attrs.frozen
+class DeviceState:
+    """The exported state of the device `key`."""
+
+    key: str
+    payloads: tuple[Payload, ...]
+
+
+#: Chooses one of the schemas, newest first, in which the device of this key can export a payload.
+Choose = Callable[[str, tuple[Schema, ...]], Schema]
+
+
+def newest(_key: str, schemas: tuple[Schema, ...]) -> Schema:
+    """The choice between two daemons of the same release."""
+    return schemas[0]
+
+
+class Machine:
+    """One emulated machine.  Make it with `create`; close it, or use it as a context manager."""
+
+    def __init__(
+        self, spec: Spec, memory: GuestMemory, clock: GuestClock, counters: InjectionCounters, vm_id: UUID
+    ) -> None:
+        self.spec: Final = spec
+        self.memory: Final = memory
+        self.clock: Final = clock
+        self.console: Final = ConsoleHistory()
+        self.state = MachineState.CREATING
+        self.failure: str | None = None
+        made = make_devices(spec, self.console.append, counters)
+        made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), vm_id))
+        self.devices: Final[Mapping[str, Device]] = MappingProxyType(
+            {str(key): device for key, device in sorted(made.items())}
+        )
+
+    @classmethod
+    def create(
+        cls,
+        spec: Spec,
+        *,
+        host_clock: HostClock,
+        counters: InjectionCounters,
+        memory_bytes: int | None = None,
+        vm_id: UUID = NIL_UUID,
+    ) -> Self:
+        """A new machine, all reset.  `memory_bytes` replaces the RAM size of the spec, for tests.
+
+        Raises:
+            MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
+            ValueError: `memory_bytes` is not a positive multiple of the page size.
+            OSError: the host does not give the memory.
+        """
+        errors = check_initialisation(spec)
+        if errors:
+            raise MachineError(tuple(errors))
+        memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
+        try:
+            return cls(spec, memory, GuestClock(host_clock), counters, vm_id)
+        except BaseException:
+            memory.close()
+            raise
+
+    def start(self) -> None:
+        """Run: a machine just born, or one that a migration has filled."""
+        self._advance(Verb.START)
+
+    def receive(self) -> None:
+        """Get ready to be filled by a migration."""
+        self._advance(Verb.RECEIVE)
+
+    def pause(self) -> None:
+        self._advance(Verb.PAUSE)
+
+    def resume(self) -> None:
+        self._advance(Verb.RESUME)
+
+    def stop(self) -> None:
+        self._advance(Verb.STOP)
+
+    def fail(self, reason: str) -> None:
+        """The machine is lost; `failure` says why."""
+        self._advance(Verb.FAIL)
+        self.failure = reason
+
+    @property
+    def com1(self) -> Uart:
+        """The serial port whose output `console` keeps."""
+        key = next(key for key, port in self.spec.of_kind(SerialPort) if port.num is SerialNumber.COM1)
+        port = self.devices[str(key)]
+        assert isinstance(port, Uart)
+        return port
+
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """The devices that cannot migrate, in key order; to be reported before anything moves."""
+        return tuple(
+            Obstacle(device.key, device.kind, device.not_migratable)
+            for device in self.devices.values()
+            if device.not_migratable is not None
+        )
+
+    def preflight(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        """What `export_devices` would give now, as a rehearsal: in any state, and no fault is injected.
+
+        Raises:
+            NotMigratable, SchemaNotOffered: as `Device.export`.
+        """
+        return tuple(self._export(device, choose) for device in self.devices.values() if _travels(device))
+
+    def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        """The state of every device that has any, in key order, each payload in the schema that `choose` picks.
+
+        Raises:
+            IllegalTransition: the machine is not paused.
+            NotMigratable, SchemaNotOffered: as `Device.export`.
+            InjectedFailure: by a failure injector.
+        """
+        self._require("export the devices of", MachineState.PAUSED)
+        states = []
+        for device in self.devices.values():
+            if _travels(device):
+                device.begin_export()
+                states.append(self._export(device, choose))
+        return tuple(states)
+
+    def import_devices(self, states: Iterable[DeviceState]) -> None:
+        """Take over the state of all devices, in the order in which it comes.
+
+        A failure leaves earlier devices imported: the machine is then good for nothing and must `fail`.
+
+        Raises:
+            IllegalTransition: the machine is not being filled by a migration.
+            UnknownDevice, DeviceTwice: state for a device that the machine does not have, or has state for already.
+            PayloadMissing, PayloadUnexpected, ImportFailed, InjectedFailure: as `Device.import_`.
+        """
+        self._require("import devices into", MachineState.MIGRATING)
+        left = dict(self.devices)
+        for state in states:
+            key = str(SpecKey.parse(state.key))
+            if key not in self.devices:
+                raise UnknownDevice(key)
+            if key not in left:
+                raise DeviceTwice(key)
+            left.pop(key).import_(state.payloads)
+        for device in left.values():
+            device.import_(())
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _export(self, device: Device, choose: Choose) -> DeviceState:
+        chosen = [choose(device.key, schemas) for schemas in device.exports()]
+        return DeviceState(device.key, device.export(chosen))
+
+    def _advance(self, verb: Verb) -> None:
+        move = (self.state, verb)
+        if move not in NEXT:
+            raise IllegalTransition(self.state, verb, tuple(state for state, asked in NEXT if asked is verb))
+        self.state = NEXT[move]
+
+    def _require(self, asked: str, state: MachineState) -> None:
+        if self.state is not state:
+            raise IllegalTransition(self.state, asked, (state,))
+
+
+def _travels(device: Device) -> bool:
+    return bool(device.exports()) or device.not_migratable is not None

@@ -1,0 +1,6 @@
+"""Property tests draw the same examples on every run, and a busy machine fails none of them for being slow."""
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
