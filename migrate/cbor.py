@@ -15,6 +15,9 @@ DEPTH_MAX: Final = 16
 ITEMS_MAX: Final = 65_536
 """Items in one message: the largest spec of ours has about 2,000; the scan of a full budget stays under 50 ms."""
 
+MESSAGE_MAX: Final = 64
+"""Characters that are kept of what `cbor2` says, because it repeats foreign data (wire.md)."""
+
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _FALSE, _TRUE, _NULL = 20, 21, 22
 #: The smallest value that may use a length of 1, 2, 4 or 8 following bytes, by additional information 24-27.
@@ -53,7 +56,7 @@ def decode(data: bytes) -> Any:
             strict_hashable_types=True,
         )
     except cbor2.CBORDecodeError as error:
-        raise CborError(str(error.__cause__ or error)[:120], 0) from None
+        raise CborError(str(error.__cause__ or error)[:MESSAGE_MAX], 0) from None
 
 
 def _scan(data: bytes) -> None:

@@ -248,13 +248,16 @@ def class_hook(
 def make_converter() -> cattrs.Converter:
     """A strict converter; see the module docstring."""
     converter = cattrs.Converter(detailed_validation=True, omit_if_default=False)
-    # A hook for str also serves its subclasses, among them the string enumerations.
+    # A hook for str or int also serves its subclasses, among them the enumerations.
     converter.register_structure_hook(
         str, lambda value, kind: structure_text(value) if kind is str else _structure_enum(value, kind)
     )
+    integer = _exact(int, "an integer")
+    converter.register_structure_hook(
+        int, lambda value, kind: integer(value, kind) if kind is int else _structure_enum(value, kind)
+    )
     converter.register_structure_hook(bool, _exact(bool, "true or false"))
     converter.register_structure_hook(bytes, _exact(bytes, "a byte string"))
-    converter.register_structure_hook(int, _exact(int, "an integer"))
     converter.register_structure_hook_factory(attrs.has, lambda kind: class_hook(kind, converter))
     converter.register_structure_hook_factory(_is_tuple, lambda kind: _structure_tuple(kind, converter))
     converter.register_structure_hook_factory(_is_map, lambda kind: _structure_map(kind, converter))
@@ -287,10 +290,10 @@ def structure(converter: cattrs.Converter, value: Any, kind: type[T]) -> T:
 
 def first_misfit(error: Misfit | cattrs.BaseValidationError, below: tuple[str | int, ...] = ()) -> Misfit:
     """The first leaf of a cattrs error, with its path from `below` on."""
-    return next(_misfits(error, below))
+    return next(misfits(error, below))
 
 
-def _misfits(error: BaseException, path: tuple[str | int, ...]) -> Iterator[Misfit]:
+def misfits(error: BaseException, path: tuple[str | int, ...]) -> Iterator[Misfit]:
     """The leaves of a cattrs error tree, depth first, each with its whole path."""
     for note in getattr(error, "__notes__", ()):
         if isinstance(note, AttributeValidationNote):
@@ -302,7 +305,7 @@ def _misfits(error: BaseException, path: tuple[str | int, ...]) -> Iterator[Misf
             yield attrs.evolve(error, path=path + error.path)
         case BaseExceptionGroup():
             for inner in error.exceptions:
-                yield from _misfits(inner, path)
+                yield from misfits(inner, path)
         case ForbiddenExtraKeysError():
             field = min(map(str, error.extra_fields))
             yield Misfit(

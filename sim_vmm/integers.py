@@ -26,7 +26,7 @@ class Exactly:
 
 @attrs.frozen
 class AtMost:
-    """A byte string or list of at most `length` elements."""
+    """A byte string, text or list of at most `length` bytes, characters or elements."""
 
     length: int
 

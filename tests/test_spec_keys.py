@@ -64,7 +64,7 @@ def test_keys_order_uuids_by_bytes_before_names_by_utf8_bytes() -> None:
         "\U00010000",  # after U+FFFF by UTF-8 bytes, before it by UTF-16 units
     ]
     keys = [SpecKey.parse(text) for text in in_order]
-    assert sorted(keys[::-1]) == keys
+    assert sorted(set(keys)) == keys
     assert all(first < second and second > first for first, second in pairwise(keys))
 
 
@@ -146,7 +146,7 @@ def test_other_texts_are_no_path(text: str) -> None:
 def test_paths_are_written_without_decoration_and_ordered_by_bus_device_function() -> None:
     assert str(PciPath.parse("00.+16.07")) == "0.16.7"
     paths = [PciPath(0, 0, 1), PciPath(0, 1, 0), PciPath(0, 2, 0), PciPath(0, 10, 0), PciPath(1, 0, 0)]
-    assert sorted(paths[::-1]) == paths
+    assert sorted(set(paths)) == paths
 
 
 def bridge_at(path: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from migrate.daemon.images import Image
 from migrate.errors import MachineCreationFailed
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
-from sim_vmm.guest import GuestProgram, IdleGuest, StampGuest, read_stamp
+from sim_vmm.guest import GuestProgram, IdleGuest, Stamp, StampGuest, read_stamp
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine, MachineError
 from sim_vmm.spec import Spec
@@ -78,6 +78,7 @@ class TrioHypervisor:
     host_clock: HostClock = attrs.field(factory=SystemClock)
     runner: GuestRunner | None = None
     image: Image | None = None
+    arrived_with: Stamp | None = None
 
     async def create(self, spec: Spec) -> Machine:
         try:
@@ -89,6 +90,7 @@ class TrioHypervisor:
     async def run(self, machine: Machine) -> None:
         if self.audited:
             self.image = Image.of(machine)
+        self.arrived_with = read_stamp(machine.memory)
         machine.start()
         self.runner = GuestRunner(machine, program_in(machine), self.nursery)
         await self.runner.resume()

@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from migrate.daemon.deadlines import Deadlines
+from migrate.daemon.outcome import Cancelling
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -88,14 +89,14 @@ class SocketLink:
 
     # The daemon's side
 
-    def cancel(self) -> bool:
-        """Make the engine's present or next operation raise MigrationCancelled; whether that was still allowed."""
+    def cancel(self) -> Cancelling:
+        """Make the engine's present or next operation raise MigrationCancelled, if that is still allowed."""
         if self._cancel_forbidden:
-            return False
+            return Cancelling.TOO_LATE
         self._cancel_asked = True
         if self._cancel_scope is not None:
             self._cancel_scope.cancel()
-        return True
+        return Cancelling.CANCELLED
 
     async def __aenter__(self) -> "SocketLink":
         return self
@@ -116,10 +117,8 @@ class SocketLink:
     @contextmanager
     def _bounded(self, doing: str) -> Iterator[None]:
         """Bound one operation by frame, phase and the operator's patience; say what failed in our own terms."""
-        if self._cancel_asked:
-            self._cancel_asked = False  # said once; the engine may still have a farewell to send
-            raise MigrationCancelled(f"the migration was cancelled on the {self.role}")
         phase = self.conversation.phase.value
+        self._raise_if_cancelled(phase)
         deadline = min(trio.current_time() + self._deadlines.frame_s, self._phase_ends)
         with trio.CancelScope(deadline=deadline) as scope:
             self._cancel_scope = scope
@@ -132,12 +131,15 @@ class SocketLink:
                 self._cancel_scope = None
         if scope.cancelled_caught:
             self._torn = True
-            if self._cancel_asked:
-                self._cancel_asked = False
-                raise MigrationCancelled(f"the migration was cancelled on the {self.role}, in phase {phase!r}")
+            self._raise_if_cancelled(phase)
             raise DeadlineExpired(
                 f"the {self.role.peer} was silent or too slow in phase {phase!r}, {doing}: its time is up"
             )
+
+    def _raise_if_cancelled(self, phase: str) -> None:
+        if self._cancel_asked:
+            self._cancel_asked = False  # said once: the engine may still have a farewell to send
+            raise MigrationCancelled(f"the migration was cancelled on the {self.role}, in phase {phase!r}")
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""

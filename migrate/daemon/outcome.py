@@ -16,6 +16,14 @@ class Outcome(StrEnum):
     IN_DOUBT = "in doubt"
 
 
+class Cancelling(StrEnum):
+    """What came of asking for the end of an attempt."""
+
+    CANCELLED = "cancelled"
+    TOO_LATE = "too late"
+    NOTHING_TO_CANCEL = "nothing to cancel"
+
+
 @attrs.frozen(kw_only=True)
 class AttemptOutcome:
     """One attempt as one side saw it; `error` is None exactly if the machine moved."""

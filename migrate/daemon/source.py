@@ -17,7 +17,7 @@ from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
 from migrate.daemon.journal import VolatileJournal
 from migrate.daemon.link import SocketLink
-from migrate.daemon.outcome import AttemptOutcome, Outcome
+from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.engine.attempt import Attempt
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.errors import MigrationError
@@ -53,9 +53,9 @@ class SourceDaemon:
             await self.handed_over.wait()
             nursery.cancel_scope.cancel()
 
-    def cancel_attempt(self) -> bool:
+    def cancel_attempt(self) -> Cancelling:
         """End the attempt that is in progress, if there is one and it can still be undone."""
-        return self._current is not None and self._current.cancel()
+        return Cancelling.NOTHING_TO_CANCEL if self._current is None else self._current.cancel()
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         if self._connections >= CONNECTIONS_MAX:

@@ -17,7 +17,7 @@ from migrate.daemon.events import EventLog
 from migrate.daemon.guests import TrioHypervisor
 from migrate.daemon.journal import VolatileJournal
 from migrate.daemon.link import SocketLink, connect
-from migrate.daemon.outcome import AttemptOutcome, Outcome
+from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.engine.attempt import Attempt
 from migrate.engine.target import (
     Arrived,
@@ -51,10 +51,19 @@ class TargetDaemon:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     _link: SocketLink | None = None
-    _cancelled: bool = False
+    cancelled: bool = False
+    _migrating: bool = False
+    _in_doubt: bool = False
 
     async def migrate_in(self) -> Arrived | None:
         """Return when the machine runs here, or None when every allowed attempt has failed: see `attempts`."""
+        self._migrating = True
+        try:
+            return await self._attempts()
+        finally:
+            self._migrating = False
+
+    async def _attempts(self) -> Arrived | None:
         for number in range(1 + self.retries):
             if number:
                 self.events.tell("retrying", attempt=number + 1)
@@ -62,7 +71,7 @@ class TargetDaemon:
             arrived = await self._attempt()
             if arrived is not None:
                 return arrived
-            if self._cancelled or self.attempts[-1].outcome is Outcome.REFUSED:
+            if self.cancelled or self.attempts[-1].outcome is Outcome.REFUSED:
                 return None
         return None
 
@@ -71,12 +80,14 @@ class TargetDaemon:
         await self._until_settled(lambda ports: settle_ownership(ports.link, arrived))
         self.events.tell("settled", generation=arrived.generation)
 
-    def cancel_attempt(self) -> bool:
+    def cancel_attempt(self) -> Cancelling:
         """End the attempt that is in progress, and all further ones, if it can still be undone."""
-        if self._link is not None and not self._link.cancel():
-            return False
-        self._cancelled = True
-        return True
+        if not self._migrating:
+            return Cancelling.NOTHING_TO_CANCEL
+        if self._in_doubt or (self._link is not None and self._link.cancel() is Cancelling.TOO_LATE):
+            return Cancelling.TOO_LATE
+        self.cancelled = True
+        return Cancelling.CANCELLED
 
     async def _attempt(self) -> Arrived | None:
         attempt = self._new_attempt()
@@ -86,6 +97,7 @@ class TargetDaemon:
         try:
             arrived = await self._connected(lambda ports: run_target(ports, self.settings, attempt))
         except ImageHeld as held:
+            self._in_doubt = True
             self.events.tell("in doubt", message=str(held))
             arrived = await self._settle(held, attempt)
             error = None if arrived is not None else held

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import attrs
 
 from migrate import cbor
-from migrate.protocol.messages import Accept, DeviceExports, Extent, KindVersions, Preamble
+from migrate.protocol.messages import NAME_MAX, Accept, DeviceExports, Extent, KindVersions, Preamble
 from migrate.reasons import Reason
 from migrate.releases import Release
 from migrate.specs import BY_NUMBER
@@ -47,9 +47,13 @@ def _obstacles(machine: Machine, release: Release) -> Iterator[Reason]:
             need=f"a machine without it, as it cannot migrate: {obstacle.reason}",
         )
     for key, device in machine.devices.items():
+        if len(key) > NAME_MAX:
+            have, need = f"{len(key)} characters long", f"a component key of at most {NAME_MAX} characters"
+            yield Reason(component=key, field="key", have=have, need=need)
         for schemas in device.exports():
             if not any(release.knows(schema) for schema in schemas):
-                yield _payload_reason(key, schemas, f"release {release.name}, which exports it,", ())
+                versions = [schema.version for schema in schemas]
+                yield _payload_reason(key, schemas[0].kind, versions, f"release {release.name}, which exports it,", ())
 
 
 def _exports(machine: Machine, release: Release) -> Iterator[DeviceExports]:
@@ -59,13 +63,12 @@ def _exports(machine: Machine, release: Release) -> Iterator[DeviceExports]:
             versions = tuple(schema.version for schema in schemas if release.knows(schema))
             if versions:
                 kinds.append(KindVersions(kind=schemas[0].kind, versions=versions))
-        if kinds:
+        if kinds and len(key) <= NAME_MAX:  # a longer one is an obstacle, and no message can carry it
             yield DeviceExports(device=key, payloads=tuple(kinds))
 
 
-def _payload_reason(device: str, schemas: Sequence[Schema], who: str, known: Sequence[int]) -> Reason:
-    kind = schemas[0].kind
-    have = ", ".join(str(schema.version) for schema in schemas)
+def _payload_reason(device: str, kind: str, versions: Sequence[int], who: str, known: Sequence[int]) -> Reason:
+    have = ", ".join(map(str, versions)) or "none"
     knows = f"versions {', '.join(map(str, known))}" if known else "no version"
     return Reason(
         component=device,
@@ -124,8 +127,8 @@ def _unknown_payloads(preamble: Preamble, release: Release) -> Iterator[Reason]:
         for offered in device.payloads:
             known = release.payloads.get(offered.kind, ())
             if not set(known) & set(offered.versions):
-                schemas = [Schema(offered.kind, version) for version in offered.versions]
-                yield _payload_reason(device.device, schemas, f"the target ({release.name})", known)
+                who = f"the target ({release.name})"
+                yield _payload_reason(device.device, offered.kind, offered.versions, who, known)
 
 
 def _spec_of(variant: Variant, preamble: Preamble, replacements: Replacements) -> Spec | tuple[Reason, ...]:

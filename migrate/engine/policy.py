@@ -6,6 +6,7 @@ paused.  If rounds stop getting smaller, or there have been too many, the guest 
 carries it: pausing would break the downtime promise, so the attempt is given up, unless it is told to go on regardless.
 """
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
@@ -44,11 +45,16 @@ class PrecopyPolicy:
     on_stall: OnStall = OnStall.REFUSE
 
     def estimated_downtime_ms(self, rounds: Sequence[Round], dirty_pages: int) -> float:
-        """Time to send `dirty_pages` at the bandwidth measured so far, in ms; 0 if nothing is dirty."""
+        """Time to send `dirty_pages` at the bandwidth measured so far, in ms; 0 if nothing is dirty.
+
+        Infinite while no content has been sent: rounds of zero pages say nothing about the link.
+        """
         sent = sum(round_.bytes for round_ in rounds)
         elapsed_ns = sum(round_.duration_ns for round_ in rounds)
-        if dirty_pages == 0 or sent == 0:
+        if dirty_pages == 0:
             return 0.0
+        if sent == 0:
+            return math.inf
         return dirty_pages * PAGE_SIZE * (elapsed_ns / sent) / 1e6
 
     def decide(self, rounds: Sequence[Round], dirty_pages: int) -> Decision:

@@ -33,6 +33,7 @@ from migrate.errors import (
     RemoteProtocolError,
 )
 from migrate.payloads import PayloadError, encode_payload
+from migrate.plain import quote
 from migrate.protocol.frames import encode_frame
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
@@ -115,8 +116,8 @@ class _Source:
             await self.settle(first)
             return
         assert isinstance(first, Hello), "the table allows nothing else"
+        await self.welcome(first)  # nothing to undo yet; and a machine that was given away must not be resumed
         try:
-            await self.welcome(first)
             accepted = await self.negotiate()
             choice = payload_choice(self.settings.release, accepted.imports)
             await self.copy_while_running()
@@ -277,6 +278,12 @@ class _Source:
     async def settle(self, settle: Settle) -> None:
         """A target comes back after a lost connection; the journal decides what it is told."""
         self.enter("handoff")
+        if settle.machine != self.settings.machine_name:  # any answer about ours could end theirs, or release ours
+            stranger = RemoteProtocolError(
+                f"the target asks about machine {quote(settle.machine)}; here is {quote(self.settings.machine_name)}"
+            )
+            await tell_failure(self.link, self.attempt.phase, stranger)
+            raise stranger
         record = self.journal.record
         answer = answer_settle(record, settle)
         await self.journal.write(after_settle(record, answer))
@@ -289,10 +296,11 @@ class _Source:
                 raise HandoffInDoubt(f"the link failed again while settling generation {settle.generation}") from error
             await self.conclude(reply, settle.generation)
             return
-        await self.link.send(answer)
         if isinstance(answer, Released):
             self.forget_machine()
+            await self.say_released(settle.generation)
             return
+        await self.link.send(answer)
         raise Refused(
             [
                 Reason(
@@ -332,6 +340,7 @@ class _Source:
 
     async def roll_back(self, error: Exception) -> None:
         """Undo an attempt that came to nothing: dirty pages, then the guest, then a word to the peer."""
+        assert self.journal.record.holding is Holding.OWNER, "only the owner may let the guest run"
         self.machine.memory.dirty.restore()
         await self.guest.resume()
         self.observer.tell("rolled back", phase=self.attempt.phase)

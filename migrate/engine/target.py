@@ -222,9 +222,11 @@ class _Target:
             self.attempt.warnings.append(flight.warning)
 
     async def receive_devices(self, machine: Machine) -> None:
-        states = []
+        states: list[ImportedState] = []
         while not isinstance(message := await self.link.receive(), DevicesEnd):
             assert isinstance(message, DeviceState), "the table allows nothing else"
+            if len(states) == len(machine.devices):
+                raise RemoteProtocolError(f"the source sends more states than the machine's {len(states)} devices")
             try:
                 payloads = tuple(
                     decode_payload(Schema(payload.kind, payload.version), payload.data) for payload in message.payloads
@@ -296,7 +298,7 @@ async def say_owned(link: Link, generation: int) -> bool:
     """Tell the source that it is released; whether it is known to have heard."""
     try:
         await link.send(Owned(generation=generation))
-        return isinstance(await link.receive(), Released)
+        return await link.receive() == Released(generation=generation)
     except MigrationError:
         return False
 
@@ -330,5 +332,5 @@ async def settle_ownership(link: Link, arrived: Arrived) -> None:
     """
     await link.send(Settle(machine=arrived.machine_name, generation=arrived.generation, owned=True))
     answer = await link.receive()
-    if not isinstance(answer, Released):
+    if answer != Released(generation=arrived.generation):
         raise RemoteProtocolError(f"the source answers {answer} although generation {arrived.generation} runs here")

@@ -28,7 +28,10 @@ RAM_BATCH_PAGES_MAX: Final = 4096
 KIBIBYTE: Final = 1024
 MEBIBYTE: Final = 1024 * KIBIBYTE
 
-Name = Annotated[str, AtMost(128)]
+NAME_MAX: Final = 128
+"""Characters.  A text's limit counts characters, a byte string's bytes, a list's elements."""
+
+Name = Annotated[str, AtMost(NAME_MAX)]
 Text = Annotated[str, AtMost(4096)]
 
 
@@ -302,7 +305,7 @@ class Failure:
     """The sender cannot go on; instead of its next message, or across the peer's.  The attempt is over."""
 
     TYPE: ClassVar[int] = 64
-    BODY_MAX: ClassVar[int] = 16 * KIBIBYTE
+    BODY_MAX: ClassVar[int] = 20 * KIBIBYTE  # the longest text in the longest characters fits: it must get through
     phase: Name
     error: Name
     message: Text

@@ -1,0 +1,93 @@
+"""`migrate releases` and `migrate check`: what builds know, and whether a machine would migrate between two of them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from migrate.cli.output import console, print_json, print_table
+from migrate.cli.specs import ApiVersion, Json, read
+from migrate.daemon.run import BadInput, ExitCode
+from migrate.engine.dry_run import Verdict, would_migrate
+from migrate.releases import NEWEST, Release, all_releases, release_named
+from sim_vmm.guest import GuestProgram, make_guest
+
+Releases = Annotated[
+    Path | None, Parameter(name="--releases", help="TOML file with further releases, as releases.toml.")
+]
+Guest = Annotated[str, Parameter(name="--guest", help="What the guest does: idle, stamp.")]
+
+
+def releases(*, releases: Releases = None, json: Json = False) -> int:
+    """List releases: named sets of what one build of a VMM knows."""
+    known = all_releases(releases)
+    if json:
+        print_json([release.as_json() for release in known.values()])
+        return ExitCode.DONE
+    print_table(
+        ("release", "spec versions", "device payloads"),
+        [
+            (
+                release.name,
+                ", ".join(map(str, release.specs)),
+                ", ".join(f"{kind} {'/'.join(map(str, versions))}" for kind, versions in release.payloads.items()),
+            )
+            for release in known.values()
+        ],
+    )
+    return ExitCode.DONE
+
+
+def check(
+    file: Path,
+    *,
+    from_: Annotated[str, Parameter(name="--from", help="Release of the source.")] = NEWEST,
+    to: Annotated[str, Parameter(name="--to", help="Release of the target.")] = NEWEST,
+    guest: Guest = "stamp",
+    releases: Releases = None,
+    api_version: ApiVersion = None,
+    json: Json = False,
+) -> int:
+    """Say whether a machine would migrate from one release to another, without starting a daemon.
+
+    Parameters
+    ----------
+    file
+        The machine's spec.
+    """
+    known = all_releases(releases)
+    source, target = release_named(from_, known), release_named(to, known)
+    verdict = would_migrate(read(file, api_version).spec, source, target, guest_named(guest))
+    if json:
+        print_json(verdict.as_json())
+    else:
+        _print_verdict(verdict, file, source, target)
+    return ExitCode.NOT_DONE if verdict.reasons else ExitCode.DONE
+
+
+def _print_verdict(verdict: Verdict, file: Path, source: Release, target: Release) -> None:
+    way = f"{file}, {source.name} to {target.name}"
+    out = console()
+    if verdict.reasons:
+        print_table(
+            ("component", "field", "has", "needed"),
+            [(reason.component, reason.field, reason.have, reason.need) for reason in verdict.reasons],
+            title=f"{way}: refused",
+        )
+        return
+    out.print(f"{way}: ok, in spec version {verdict.spec_version}", markup=False)
+    for line in verdict.why_not_newer:
+        out.print(f"  {line}", markup=False)
+    rows: list[tuple[Any, ...]] = [
+        (device, ", ".join(f"{kind} {version}" for kind, version in payloads.items()))
+        for device, payloads in verdict.payloads.items()
+    ]
+    print_table(("device", "payloads"), rows)
+
+
+def guest_named(text: str) -> GuestProgram:
+    """Raises BadInput for an unknown program."""
+    try:
+        return make_guest(text)
+    except ValueError as error:
+        raise BadInput(str(error)) from error

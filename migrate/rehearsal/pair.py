@@ -1,0 +1,166 @@
+"""A source and a target as processes of their own on loopback, and everything they tell.
+
+The daemons are the same commands that a person would type.  They write their events to standard output, one JSON object
+a line; each ends when its standard input does, so that none outlives this process however that dies.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+Event = dict[str, Any]
+
+#: What one process may take to say where it listens, or to end when told to; seconds.
+PROCESS_PATIENCE_S = 60.0
+
+
+class DaemonDied(Exception):
+    """A daemon process ended without saying why: a bug in it, or somebody killed it."""
+
+
+@attrs.define
+class DaemonProcess:
+    """One daemon: its process, and its events so far."""
+
+    side: str
+    process: trio.Process
+    watch: Callable[[Event], None]
+    events: list[Event] = attrs.field(factory=list)
+    complaints: list[str] = attrs.field(factory=list)
+    _news: trio.Condition = attrs.field(factory=trio.Condition)
+    _silent: bool = False
+
+    async def until(self, *names: str) -> Event | None:
+        """The first event of one of these names, or None if the process ends without one."""
+        seen = 0
+        async with self._news:
+            while True:
+                for event in self.events[seen:]:
+                    if event["event"] in names:
+                        return event
+                seen = len(self.events)
+                if self._silent:
+                    return None
+                await self._news.wait()
+
+    def last(self, name: str) -> Event | None:
+        return next((event for event in reversed(self.events) if event["event"] == name), None)
+
+    def all(self, name: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == name]
+
+    def ask_to_end(self) -> None:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    async def read_events(self) -> None:
+        assert self.process.stdout is not None
+        async for line in lines_of(self.process.stdout):
+            event = json.loads(line)
+            async with self._news:
+                self.events.append(event)
+                self._news.notify_all()
+            self.watch(event)
+        async with self._news:
+            self._silent = True
+            self._news.notify_all()
+
+    async def read_complaints(self) -> None:
+        assert self.process.stderr is not None
+        async for line in lines_of(self.process.stderr):
+            self.complaints.append(line.decode(errors="replace"))
+
+
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    """Whole lines, without their ends; a last one without an end is left out."""
+    rest = b""
+    async for chunk in stream:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+
+
+@asynccontextmanager
+async def daemon(side: str, arguments: Sequence[str], watch: Callable[[Event], None]) -> AsyncIterator[DaemonProcess]:
+    """A daemon process; on leaving the block it is told to end, and killed if it does not."""
+    command = [sys.executable, "-m", "migrate", side, *arguments, "--events", "-", "--attached"]
+    async with trio.open_nursery() as nursery:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us to pass on
+        )
+        child = DaemonProcess(side, process, watch)
+        nursery.start_soon(child.read_events)
+        nursery.start_soon(child.read_complaints)
+        try:
+            yield child
+        finally:
+            child.ask_to_end()
+            with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
+                await process.wait()
+            if patience.cancelled_caught:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+
+
+@attrs.frozen(kw_only=True)
+class PairOptions:
+    """Arguments of the two daemons beyond the addresses; `after_s` is how long the guest runs on where it ended up."""
+
+    source_arguments: tuple[str, ...]
+    target_arguments: tuple[str, ...]
+    after_s: float
+
+
+@attrs.frozen(kw_only=True)
+class PairResult:
+    """Everything both daemons told, and how their processes ended."""
+
+    source: list[Event]
+    target: list[Event]
+    exit_codes: dict[str, int]
+
+
+async def run_pair(options: PairOptions, watch: Callable[[Event], None]) -> PairResult:
+    """Start both, let them migrate, let the guest run on for a moment, end both.
+
+    Raises:
+        DaemonDied: a daemon ended before it had told how the attempt ended.
+    """
+    async with daemon("source", options.source_arguments, watch) as source:
+        with trio.move_on_after(PROCESS_PATIENCE_S):
+            listening = await source.until("listening")
+        if source.last("listening") is None:
+            raise died(source)
+        assert listening is not None
+        async with daemon("target", (listening["address"], *options.target_arguments), watch) as target:
+            arrived = await target.until("image")
+            if arrived is None and not target.all("attempt ended"):
+                raise died(target)
+            if arrived is not None and await source.until("image") is None:
+                raise died(source)
+            await trio.sleep(options.after_s)
+            for child in (target, source):
+                child.ask_to_end()
+            for child in (target, source):
+                if await child.until("ended") is None:
+                    raise died(child)
+                await child.process.wait()
+    codes = {child.side: child.process.returncode or 0 for child in (source, target)}
+    return PairResult(source=source.events, target=target.events, exit_codes=codes)
+
+
+def died(child: DaemonProcess) -> DaemonDied:
+    said = "; ".join(child.complaints[-3:]) or "it said nothing"
+    return DaemonDied(f"the {child.side} daemon ended too early (exit code {child.process.returncode}): {said}")

@@ -1,0 +1,44 @@
+"""One rehearsal, from two command lines to a judged result."""
+
+from collections.abc import Callable
+
+import attrs
+
+from migrate.rehearsal.audit import Evidence, audit
+from migrate.rehearsal.pair import Event, PairOptions, run_pair
+from migrate.rehearsal.result import RehearsalResult, assemble
+from migrate.specs import BY_NUMBER
+from migrate.specs.digest import spec_digest
+from migrate.specs.offer import Variant, offer
+from migrate.specs.replacements import InstanceSpecsIncompatible, Replacements, replace
+from sim_vmm.spec import Spec
+
+MIB = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class RehearsalOptions:
+    """`spec` is the machine as it is born; `replacements` are those that the target will apply."""
+
+    spec: Spec
+    replacements: Replacements
+    seed: int
+    pair: PairOptions
+
+
+async def run_rehearsal(options: RehearsalOptions, watch: Callable[[Event], None]) -> RehearsalResult:
+    """Run both daemons to their ends and judge what they told."""
+    pair = await run_pair(options.pair, watch)
+    evidence = Evidence(pair=pair, expected_spec=expected_digest(options.spec, options.replacements))
+    return assemble(evidence, audit(evidence), options.spec.board.memory_mb * MIB, options.seed)
+
+
+def expected_digest(spec: Spec, replacements: Replacements) -> str:
+    """The digest that the target's machine must have; the source's own if the replacements do not fit."""
+    if not replacements:
+        return spec_digest(spec).hex()
+    version = next(BY_NUMBER[entry.version] for entry in offer(spec) if isinstance(entry, Variant))
+    try:
+        return spec_digest(version.build(replace(version.read(version.encode(spec)), replacements, version))).hex()
+    except InstanceSpecsIncompatible:
+        return spec_digest(spec).hex()

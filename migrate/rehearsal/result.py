@@ -1,0 +1,115 @@
+"""The result of a rehearsal in the shape that the command-line contract promises."""
+
+from itertools import zip_longest
+from typing import Any
+
+import attrs
+
+from migrate.rehearsal.audit import AuditResult, Evidence
+from migrate.rehearsal.pair import Event
+
+Json = dict[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class RehearsalResult:
+    """`document` is what `--json` prints."""
+
+    document: Json
+
+    @property
+    def outcome(self) -> str:
+        return str(self.document["outcome"])
+
+    @property
+    def violations(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self.document["audit"]["violations"]
+        return found
+
+
+def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int) -> RehearsalResult:
+    """Lay what both sides told side by side."""
+    attempts = [
+        _attempt(ours, theirs)
+        for ours, theirs in zip_longest(
+            _all(evidence.pair.source, "attempt ended"), _all(evidence.pair.target, "attempt ended")
+        )
+    ]
+    guest = evidence.guest()
+    resumed = evidence.last("target", "guest resumed")
+    return RehearsalResult(
+        document={
+            "outcome": _outcome(attempts),
+            "owner": _owner(evidence),
+            "attempts": attempts,
+            "ram_bytes": ram_bytes,
+            "ram_bytes_sent": sum(round_["bytes"] for attempt in attempts for round_ in attempt["rounds"]),
+            "guest": {
+                "blackout_ms": None if resumed is None else resumed["blackout_ms"],
+                "records_acknowledged": None if guest is None else guest["records_acknowledged"],
+                "records_found": None if guest is None else guest["records_found"],
+            },
+            "audit": audited.as_json(),
+            "faults_fired": [],
+            "seed": seed,
+        }
+    )
+
+
+def _all(events: list[Event], name: str) -> list[Event]:
+    return [event for event in events if event["event"] == name]
+
+
+def _outcome(attempts: list[Json]) -> str:
+    outcome = attempts[-1]["outcome"] if attempts else "failed"
+    return outcome if outcome in ("migrated", "refused") else "failed"
+
+
+def _owner(evidence: Evidence) -> str:
+    for side in ("target", "source"):
+        ended = evidence.last(side, "ended")
+        if ended is not None and ended["runs_here"]:
+            return side
+    return "nobody"
+
+
+def _attempt(source: Event | None, target: Event | None) -> Json:
+    """One attempt from both views.  The side whose error names a cause is believed before one that lost its link."""
+    views = [view for view in (source, target) if view is not None]
+    told = source or target
+    assert told is not None, "an attempt that neither side saw"
+    with_error = [view for view in views if view["error"] is not None]
+    cause = next((view for view in with_error if view["error"]["class"] != "TransportLost"), None)
+    failed = cause or (with_error[0] if with_error else None)
+    return {
+        "outcome": failed["outcome"] if failed is not None else "migrated",
+        "phase": (failed or told)["phase"],
+        "error": None if failed is None else failed["error"],
+        "reasons": next((view["reasons"] for view in views if view["reasons"]), []),
+        "spec_version": told["spec_version"],
+        "why_not_newer": told["why_not_newer"],
+        "payloads": told["payloads"],
+        "rounds": told["rounds"],
+        "warnings": [warning for view in views for warning in view["warnings"]],
+        "ledger": _ledger(source, target),
+    }
+
+
+def _ledger(source: Event | None, target: Event | None) -> Json:
+    """Both sides' steps on one axis, which begins with the source's attempt; both clocks are one host's."""
+    if source is None:
+        return {"total_ms": None, "downtime_ms": None, "steps": []}
+    steps = []
+    for view in (source, target):
+        if view is not None:
+            shift_ms = (view["started_ns"] - source["started_ns"]) / 1e6
+            steps += [{**step, "start_ms": step["start_ms"] + shift_ms} for step in view["steps"]]
+    steps.sort(key=lambda step: step["start_ms"])
+    pause = next((step for step in steps if step["step"] == "pause"), None)
+    run = next((step for step in steps if step["step"] == "run"), None)
+    end_ms = None if run is None else run["start_ms"] + run["duration_ms"]
+    return {
+        "total_ms": end_ms,
+        "downtime_ms": None if pause is None or end_ms is None else end_ms - pause["start_ms"],
+        "steps": steps,
+    }
