@@ -42,11 +42,14 @@ class PeerFailed(MigrationError):
 
 
 class Refused(MigrationError):
-    """The migration cannot happen as things are; nothing has moved and nothing was paused.  All reasons are listed."""
+    """The migration cannot happen as things are; nothing has moved and nothing was paused.  All reasons are listed.
 
-    def __init__(self, reasons: Sequence[Reason]) -> None:
+    `by` is the side that said no.
+    """
+
+    def __init__(self, reasons: Sequence[Reason], by: str) -> None:
         super().__init__(sentence(reasons))
-        self.reasons = tuple(reasons)
+        self.reasons, self.by = tuple(reasons), by
 
 
 class NotConverging(MigrationError):

@@ -52,3 +52,10 @@ def newest_first(schemas: Iterable[Schema]) -> dict[str, tuple[int, ...]]:
     for schema in schemas:
         versions.setdefault(schema.kind, set()).add(schema.version)
     return {kind: tuple(sorted(found, reverse=True)) for kind, found in sorted(versions.items())}
+
+
+def warm_up_payloads() -> None:
+    """Compile the readers of all schemas: the first use of each would cost the blackout a millisecond."""
+    for kind in PAYLOADS.values():
+        _CONVERTER.get_structure_hook(kind)
+        _CONVERTER.get_unstructure_hook(kind)

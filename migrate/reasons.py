@@ -23,7 +23,8 @@ class Reason:
 
     @property
     def message(self) -> str:
-        return f"{self.component}: {self.field} is {self.have}; needed: {self.need}"
+        component = self.component if self.component.isprintable() else repr(self.component)
+        return f"{component}: {self.field} is {self.have}; needed: {self.need}"
 
     def as_json(self) -> dict[str, str]:
         """The keys promised by the command-line contract."""

@@ -51,7 +51,10 @@ Bandwidth = Annotated[str | None, Parameter(help="Cap for guest RAM, in bytes a 
 Stall = Annotated[OnStall, Parameter(help="What to do with a guest that dirties memory faster than it is copied.")]
 Replace = Annotated[Path | None, Parameter(help="JSON file of components that the target puts in place of its own.")]
 Retries = Annotated[int, Parameter(help="How often the target tries again after a failure.")]
-Events = Annotated[str | None, Parameter(help="Write events as JSON lines to this file; - is standard output.")]
+Events = Annotated[
+    str | None,
+    Parameter(allow_leading_hyphen=True, help="Write events as JSON lines to this file; - is standard output."),
+]
 Seed = Annotated[int, Parameter(help="Seed of everything random: the contents of guest RAM.")]
 Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]

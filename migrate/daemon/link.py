@@ -4,8 +4,8 @@ It only moves bytes; no rule of the migration is here.  Page contents go from th
 the socket, and from the socket into the machine's mapping.
 
 A peer that fails says so and closes.  While we are the ones who speak, that word may be waiting unread, so `send` looks
-before it writes.  And a connection that is closed with unread data is reset, which destroys what we said last; so
-`close` says goodbye first and drains.
+before it writes; our own `Failure` goes out without a look, because the peer may be in full flow.  And a connection that
+is closed with unread data is reset, which destroys what we said last; so leaving drains before it closes.
 """
 
 import select
@@ -46,48 +46,52 @@ class SocketLink:
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
         self._cancel_scope: trio.CancelScope | None = None
         self._cancel_asked = self._cancel_forbidden = False
-        self._torn = False
+        self._opening: Message | None = None
+        self._torn = False  # half a frame is out, so that nothing can follow it
         self._readable = select.poll()
         self._readable.register(self._socket.fileno(), select.POLLIN)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     # The port that engines await
 
     async def send(self, message: Message) -> None:
-        await self._look_for_failure()
+        limit_s = self._deadlines.farewell_s
+        if not isinstance(message, Failure):
+            limit_s = self._deadlines.frame_s
+            await self._look_for_failure()
         data = self._encode(message)
-        with self._bounded(f"sending {type(message).__name__}"):
+        with self._bounded(f"sending {type(message).__name__}", limit_s):
             await self._write(memoryview(data))
 
     async def receive(self) -> Message:
-        with self._bounded("waiting for the peer"):
-            header, body = await self._read_frame()
-        message = frames.decode_body(header, body)
-        phase = self.conversation.phase
-        try:
-            self._advance(self.role.peer, message)
-        except OutOfTurn as error:
-            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
-        if isinstance(message, Failure):
-            raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
-        return message
+        if self._opening is not None:
+            message, self._opening = self._opening, None
+            return message
+        with self._bounded("waiting for the peer", self._deadlines.frame_s):
+            frame = await self._read_frame()
+            while frame[0].skippable:
+                frame = await self._read_frame()
+        return self._understand(*frame)
 
     async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
         await self._look_for_failure()
         data = self._encode(batch)
-        with self._bounded("sending guest RAM"):
-            await self._write(memoryview(data))
-            await self._write(content)
+        with self._bounded("sending guest RAM", self._deadlines.frame_s):
+            await self._write(memoryview(data), content)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
-        with self._bounded("waiting for guest RAM"):
+        with self._bounded("waiting for guest RAM", self._deadlines.frame_s):
             for buffer in buffers:
                 await self._read_into(buffer)
 
     def forbid_cancelling(self) -> None:
+        self._raise_if_cancelled(self.conversation.phase.value)
         self._cancel_forbidden = True
 
     # The daemon's side
+
+    async def hear_opening(self) -> None:
+        """Wait for the peer's first message, and keep it for `receive`: until then it may be anybody."""
+        self._opening = await self.receive()
 
     def cancel(self) -> Cancelling:
         """Make the engine's present or next operation raise MigrationCancelled, if that is still allowed."""
@@ -115,22 +119,20 @@ class SocketLink:
     # Moving bytes
 
     @contextmanager
-    def _bounded(self, doing: str) -> Iterator[None]:
+    def _bounded(self, doing: str, limit_s: float) -> Iterator[None]:
         """Bound one operation by frame, phase and the operator's patience; say what failed in our own terms."""
         phase = self.conversation.phase.value
         self._raise_if_cancelled(phase)
-        deadline = min(trio.current_time() + self._deadlines.frame_s, self._phase_ends)
+        deadline = min(trio.current_time() + limit_s, self._phase_ends)
         with trio.CancelScope(deadline=deadline) as scope:
             self._cancel_scope = scope
             try:
                 yield
             except (OSError, trio.ClosedResourceError) as error:
-                self._torn = True
                 raise TransportLost(f"connection lost in phase {phase!r}, {doing}: {error}") from error
             finally:
                 self._cancel_scope = None
         if scope.cancelled_caught:
-            self._torn = True
             self._raise_if_cancelled(phase)
             raise DeadlineExpired(
                 f"the {self.role.peer} was silent or too slow in phase {phase!r}, {doing}: its time is up"
@@ -143,14 +145,24 @@ class SocketLink:
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        if (
-            not self._torn
-            and self._preface_seen
-            and self._readable.poll(0)
-            and self.conversation.phase is not Phase.ENDED
-        ):
-            heard = await self.receive()
-            raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
+        while self._preface_seen and self._readable.poll(0) and self.conversation.phase is not Phase.ENDED:
+            with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
+                header, body = await self._read_frame()
+            if not header.skippable:
+                heard = self._understand(header, body)
+                raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
+
+    def _understand(self, header: frames.Header, body: bytes) -> Message:
+        """The peer's message; its failure is raised."""
+        message = frames.decode_body(header, body)
+        phase = self.conversation.phase
+        try:
+            self._advance(self.role.peer, message)
+        except OutOfTurn as error:
+            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        if isinstance(message, Failure):
+            raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
+        return message
 
     def _encode(self, message: Message) -> bytes:
         if self._torn:
@@ -174,27 +186,29 @@ class SocketLink:
             allowance = self._deadlines.allowance_s(self.conversation.phase, self._ram_bytes)
             self._phase_ends = trio.current_time() + allowance
 
-    async def _write(self, data: memoryview) -> None:
-        while data:
-            data = data[await self._socket.send(data) :]
+    async def _write(self, *parts: memoryview) -> None:
+        left = sum(map(len, parts))
+        for part in parts:
+            while part:
+                sent = await self._socket.send(part)
+                part = part[sent:]
+                left -= sent
+                self._torn = left > 0
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:
         if not self._preface_seen:
             frames.check_preface(bytes(await self._read(len(frames.PREFACE), stop_at=frames.PREFACE)))
             self._preface_seen = True
-        while True:
-            header = frames.decode_header(bytes(await self._read(frames.HEADER.size)))
-            body = bytes(await self._read(header.length))
-            if not header.skippable:
-                return header, body
+        header = frames.decode_header(bytes(await self._read(frames.HEADER.size, between_frames=True)))
+        return header, bytes(await self._read(header.length))
 
-    async def _read(self, length: int, stop_at: bytes | None = None) -> bytearray:
+    async def _read(self, length: int, stop_at: bytes | None = None, between_frames: bool = False) -> bytearray:
         """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""
         data = bytearray(length)
         view = memoryview(data)
         filled = 0
         while filled < length:
-            filled += await self._receive_some(view[filled:], filled == 0)
+            filled += await self._receive_some(view[filled:], between_frames and filled == 0)
             if stop_at is not None and data[:filled] != stop_at[:filled]:
                 return data[:filled]
         return data
@@ -206,7 +220,6 @@ class SocketLink:
     async def _receive_some(self, buffer: memoryview, between_frames: bool) -> int:
         count = await self._socket.recv_into(buffer)
         if count == 0:
-            self._torn = True
             where = "between two messages" if between_frames else "in the middle of a message"
             raise TransportLost(
                 f"the {self.role.peer} closed the connection in phase {self.conversation.phase.value!r}, {where}"

@@ -59,5 +59,7 @@ class AttemptOutcome:
                 return None
             case PeerFailed() as failed:
                 return {"class": failed.error, "message": failed.message, "side": failed.side}
+            case Refused() as refused:
+                return {"class": "Refused", "message": str(refused), "side": str(refused.by)}
             case error:
                 return {"class": type(error).__name__, "message": str(error), "side": self.attempt.side.value}

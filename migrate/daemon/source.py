@@ -19,8 +19,8 @@ from migrate.daemon.journal import VolatileJournal
 from migrate.daemon.link import SocketLink
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.engine.attempt import Attempt
-from migrate.engine.source import SourcePorts, SourceSettings, run_source
-from migrate.errors import MigrationError
+from migrate.engine.source import SourcePorts, SourceSettings, run_source, tell_failure
+from migrate.errors import MigrationError, NotOurProtocol
 from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
 
@@ -64,6 +64,8 @@ class SourceDaemon:
         self._connections += 1
         try:
             async with SocketLink(Role.SOURCE, stream, self.deadlines) as link:
+                if not await self._is_target(link):
+                    return
                 if self._current is None:
                     self._current = link
                     try:
@@ -74,6 +76,17 @@ class SourceDaemon:
                     await self._turn_away(link)
         finally:
             self._connections -= 1
+
+    async def _is_target(self, link: SocketLink) -> bool:
+        """Whether a target is there: nobody occupies the machine before having opened the conversation."""
+        try:
+            await link.hear_opening()
+        except MigrationError as error:
+            self.events.tell("turned away", error=str(error))
+            if not isinstance(error, NotOurProtocol):
+                await tell_failure(link, "hello", error)
+            return False
+        return True
 
     async def _attempt(self, link: SocketLink) -> None:
         clock = TrioClock()
@@ -92,9 +105,8 @@ class SourceDaemon:
             self.handed_over.set()
 
     async def _turn_away(self, link: SocketLink) -> None:
-        """Hear the stranger's hello, so that the refusal can be understood."""
+        """Answer the hello, so that the refusal is understood; who came to settle will come again."""
         try:
-            await link.receive()
             await link.send(Refuse(reasons=(BUSY,)))
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))

@@ -100,7 +100,8 @@ class TargetDaemon:
             self._in_doubt = True
             self.events.tell("in doubt", message=str(held))
             arrived = await self._settle(held, attempt)
-            error = None if arrived is not None else held
+            self._in_doubt = arrived is not None
+            error = None if arrived is not None else held.cause
         except MigrationError as failure:
             error = failure
         outcome = AttemptOutcome(attempt=attempt, error=error)
@@ -127,6 +128,8 @@ class TargetDaemon:
         stream = await connect(self.host, self.port, self.deadlines)
         async with SocketLink(Role.TARGET, stream, self.deadlines) as link:
             self._link = link
+            if self.cancelled:  # while there was no link
+                link.cancel()
             try:
                 return await converse(self._ports(link))
             finally:

@@ -41,7 +41,11 @@ class Link(Protocol):
         """Fill `buffers` with the bytes that follow the batch just received."""
 
     def forbid_cancelling(self) -> None:
-        """From here on the attempt must be brought to its end: nobody may cancel it."""
+        """From here on the attempt must be brought to its end: nobody may cancel it.
+
+        Raises:
+            MigrationCancelled: somebody has done so already, and it had not been noticed.
+        """
 
 
 class Clock(Protocol):

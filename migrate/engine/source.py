@@ -49,6 +49,7 @@ from migrate.protocol.messages import (
     Prepare,
     Refuse,
     Released,
+    Role,
     RoundStored,
     ServerState,
     Settle,
@@ -123,6 +124,7 @@ class _Source:
             await self.copy_while_running()
             self.preflight(choice)
             generation = await self.copy_the_rest(choice)
+            self.link.forbid_cancelling()
         except Exception as error:
             await self.roll_back(error)
             raise
@@ -147,7 +149,7 @@ class _Source:
             )
         if reasons:
             await self.link.send(Refuse(reasons=tuple(reasons)))
-            raise Refused(reasons)
+            raise Refused(reasons, Role.SOURCE)
         await self.link.send(
             Welcome(protocol_version=common[0], node=self.settings.node, release=self.settings.release.name)
         )
@@ -160,10 +162,10 @@ class _Source:
         self.enter("verdict")
         answer = await self.link.receive()
         if isinstance(answer, Refuse):
-            raise Refused(answer.reasons)
+            raise Refused(answer.reasons, Role.TARGET)
         assert isinstance(answer, Accept), "the table allows nothing else"
         if preamble.obstacles:
-            raise Refused(preamble.obstacles)
+            raise Refused(preamble.obstacles, Role.SOURCE)
         if answer.spec_version not in {variant.version for variant in preamble.variants}:
             raise RemoteProtocolError(f"the target accepted spec version {answer.spec_version}, which was not offered")
         self.attempt.spec_version = answer.spec_version
@@ -257,7 +259,6 @@ class _Source:
             MigrationError: the target declined for good, and the machine runs here again.
             HandoffInDoubt: no answer.
         """
-        self.link.forbid_cancelling()
         with self.attempt.step("commit"):
             try:
                 await self.journal.write(Record(Holding.COMMITTED, generation))
@@ -309,7 +310,8 @@ class _Source:
                     have=f"{settle.generation}, held by the target",
                     need=f"the one in the journal here: {record}",
                 )
-            ]
+            ],
+            Role.SOURCE,
         )
 
     async def conclude(self, answer: Any, generation: int) -> None:

@@ -26,7 +26,8 @@ from migrate.errors import (
     RemoteProtocolError,
     TimeDataError,
 )
-from migrate.payloads import PayloadError, decode_payload
+from migrate.payloads import PayloadError, decode_payload, warm_up_payloads
+from migrate.protocol.frames import warm_up_messages
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
     Abandon,
@@ -42,6 +43,7 @@ from migrate.protocol.messages import (
     Ready,
     Refuse,
     Released,
+    Role,
     RoundEnd,
     RoundStored,
     ServerState,
@@ -96,6 +98,7 @@ class ImageHeld(HandoffInDoubt):
             "run until the source says so"
         )
         self.machine, self.machine_name, self.generation = machine, machine_name, generation
+        self.cause = cause
 
 
 async def run_target(ports: TargetPorts, settings: TargetSettings, attempt: Attempt) -> Arrived:
@@ -142,7 +145,7 @@ class _Target:
         await self.link.send(Hello(protocol_versions=PROTOCOL_VERSIONS, node=self.settings.node, release=release))
         answer = await self.link.receive()
         if isinstance(answer, Refuse):
-            raise Refused(answer.reasons)
+            raise Refused(answer.reasons, Role.SOURCE)
         assert isinstance(answer, Welcome), "the table allows nothing else"
         if answer.protocol_version not in PROTOCOL_VERSIONS:
             raise RemoteProtocolError(f"the source chose protocol version {answer.protocol_version}, not one of ours")
@@ -162,11 +165,13 @@ class _Target:
                 verdict = (Reason(component="host", field="machine", have=str(error), need="a host that can make it"),)
             else:
                 self.machine = machine
+                warm_up_payloads()  # now, and not in the blackout
+                warm_up_messages()
                 await self.link.send(verdict.answer)
                 self.attempt.spec_version = verdict.answer.spec_version
                 return machine
         await self.link.send(Refuse(reasons=verdict))
-        raise Refused(verdict)
+        raise Refused(verdict, Role.TARGET)
 
     async def fill(self, machine: Machine) -> None:
         """Everything up to the source's `Prepare`."""

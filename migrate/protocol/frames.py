@@ -91,9 +91,8 @@ def decode_body(header: Header, body: bytes) -> Message:
     Raises:
         RemoteProtocolError: a wrong checksum, CBOR that we do not speak, or a shape that is not the message's.
     """
+    check_body(header, body)
     kind = MESSAGES[header.type]
-    if _checksum(header.type, body) != header.checksum:
-        raise RemoteProtocolError(f"frame {kind.__name__}: checksum does not match its {len(body)} bytes")
     try:
         plain = cbor.decode(body)
     except cbor.CborError as error:
@@ -103,6 +102,16 @@ def decode_body(header: Header, body: bytes) -> Message:
     except Misfit as misfit:
         raise RemoteProtocolError(f"frame {kind.__name__}, {misfit}") from None
     return message  # type: ignore[no-any-return]  # `kind` is one of the message classes
+
+
+def check_body(header: Header, body: bytes) -> None:
+    """Raise RemoteProtocolError unless header and body belong together.
+
+    A frame that is skipped is checked too: a damaged type may look like one that may be skipped.
+    """
+    if _checksum(header.type, body) != header.checksum:
+        name = f"{header.type:#06x}" if header.skippable else MESSAGES[header.type].__name__
+        raise RemoteProtocolError(f"frame {name}: checksum does not match its {len(body)} bytes")
 
 
 def check_preface(data: bytes) -> None:
@@ -115,3 +124,10 @@ def _checksum(frame_type: int, body: bytes) -> int:
     hasher = xxhash.xxh3_64(_CHECKED.pack(frame_type, 0, len(body)))
     hasher.update(body)
     return hasher.intdigest()
+
+
+def warm_up_messages() -> None:
+    """Compile the readers and writers of all messages, so that no phase pays for its first message."""
+    for kind in MESSAGES.values():
+        _CONVERTER.get_structure_hook(kind)
+        _CONVERTER.get_unstructure_hook(kind)

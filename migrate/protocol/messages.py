@@ -86,7 +86,7 @@ class KindVersions:
 class DeviceExports:
     """What a device's state can be exported as, right now."""
 
-    device: Name
+    device: str
     payloads: Annotated[tuple[KindVersions, ...], AtMost(64)]
 
 
@@ -200,7 +200,7 @@ class DeviceState:
 
     TYPE: ClassVar[int] = 33
     BODY_MAX: ClassVar[int] = 8 * MEBIBYTE
-    device: Name
+    device: str
     payloads: Annotated[tuple[Payload, ...], AtMost(64)]
 
 

@@ -22,6 +22,7 @@ from sim_vmm.spec.components import (
     BootSettings,
     Component,
     CrucibleStorageBackend,
+    Disk,
     DlpiNetworkBackend,
     Feature,
     FileStorageBackend,
@@ -93,13 +94,21 @@ class SpecBuilder:
         """Add a disk, NIC or SoftNPU port together with the backend that its `backend_id` names."""
         if key == device.backend_id:
             raise errors.DeviceAndBackendNamesIdentical(device=str(key))
+        if not isinstance(backend, _backends_of(device)):
+            raise _missing_backend(device)(device=str(key), backend=str(device.backend_id))
         self._claim_name(key)
         self._claim_name(device.backend_id)
         self._add(key, device)
         self._add(device.backend_id, backend)
 
     def add(self, key: SpecKey, device: Component) -> None:
-        """Add a device that has no backend."""
+        """Add a device that has no backend.
+
+        Raises:
+            TypeError: it has one, or is one.
+        """
+        if isinstance(device, DeviceWithBackend | Backend):
+            raise TypeError(f"{key}: add a {device.KIND} with add_with_backend")
         self._claim_name(key)
         self._add(key, device)
 
@@ -147,6 +156,20 @@ def _serial_port_of(component: Component) -> SerialNumber | None:
             return None
 
 
+def _backends_of(device: DeviceWithBackend) -> tuple[type[Backend], ...]:
+    match device:
+        case VirtioDisk() | NvmeDisk():
+            return STORAGE_BACKENDS
+        case VirtioNic():
+            return (VirtioNetworkBackend,)
+        case SoftNpuPort():
+            return (DlpiNetworkBackend,)
+
+
+def _missing_backend(device: DeviceWithBackend) -> type[errors.StorageBackendNotFound | errors.NetworkBackendNotFound]:
+    return errors.StorageBackendNotFound if isinstance(device, Disk) else errors.NetworkBackendNotFound
+
+
 @attrs.define
 class _UnusedBackends:
     """Backends of a document that no device has taken yet, by the group in which left-overs are reported."""
@@ -156,18 +179,20 @@ class _UnusedBackends:
     dlpi_network: dict[SpecKey, Backend] = attrs.field(factory=dict)
 
     def take(self, key: SpecKey, device: DeviceWithBackend) -> Backend:
-        missing: type[errors.StorageBackendNotFound | errors.NetworkBackendNotFound]
-        match device:
-            case VirtioDisk() | NvmeDisk():
-                group, missing = self.storage, errors.StorageBackendNotFound
-            case VirtioNic():
-                group, missing = self.virtio_network, errors.NetworkBackendNotFound
-            case SoftNpuPort():
-                group, missing = self.dlpi_network, errors.NetworkBackendNotFound
+        group = self._group(device)
         backend = group.pop(device.backend_id, None)
         if backend is None:
-            raise missing(device=str(key), backend=str(device.backend_id))
+            raise _missing_backend(device)(device=str(key), backend=str(device.backend_id))
         return backend
+
+    def _group(self, device: DeviceWithBackend) -> dict[SpecKey, Backend]:
+        match device:
+            case VirtioDisk() | NvmeDisk():
+                return self.storage
+            case VirtioNic():
+                return self.virtio_network
+            case SoftNpuPort():
+                return self.dlpi_network
 
     def left_over(self) -> Iterable[SpecKey]:
         for group in (self.storage, self.virtio_network, self.dlpi_network):

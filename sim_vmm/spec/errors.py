@@ -8,6 +8,14 @@ from typing import ClassVar, cast
 
 import attrs
 
+#: Characters of a key that a message repeats, at most: keys may come from a peer, and have no length limit.
+QUOTE_MAX = 64
+
+
+def _quote(key: str) -> str:
+    text = repr(key)
+    return text if len(text) <= QUOTE_MAX else text[: QUOTE_MAX - 1] + "…"
+
 
 class SpecError(Exception):
     """A rule of the spec builder is broken.  The class name is the error's name in every report."""
@@ -43,8 +51,8 @@ class StorageBackendNotFound(SpecError):
     @property
     def message(self) -> str:
         return (
-            f"disk {self.device!r} names backend {self.backend!r}, which is no storage backend of this spec or serves "
-            f"another disk already; add one, or correct backend_id"
+            f"disk {_quote(self.device)} names backend {_quote(self.backend)}, which is no storage backend of this "
+            "spec or serves another disk already; add one, or correct backend_id"
         )
 
 
@@ -56,8 +64,8 @@ class NetworkBackendNotFound(SpecError):
     @property
     def message(self) -> str:
         return (
-            f"device {self.device!r} names backend {self.backend!r}, which is no network backend of its kind in this "
-            f"spec or serves another device already; add one, or correct backend_id"
+            f"device {_quote(self.device)} names backend {_quote(self.backend)}, which is no network backend of its "
+            "kind in this spec or serves another device already; add one, or correct backend_id"
         )
 
 
@@ -71,7 +79,7 @@ class BackendNotUsed(SpecError):
 
     @property
     def message(self) -> str:
-        return f"backend {self.backend!r} serves no device; remove it, or name it in a device's backend_id"
+        return f"backend {_quote(self.backend)} serves no device; remove it, or name it in a device's backend_id"
 
 
 @attrs.frozen(str=False)
@@ -81,7 +89,9 @@ class PciPathInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"device {self.device!r} wants PCI path {self.pci_path}, which another device has; move one of them"
+        return (
+            f"device {_quote(self.device)} wants PCI path {self.pci_path}, which another device has; move one of them"
+        )
 
 
 @attrs.frozen(str=False)
@@ -91,7 +101,7 @@ class SerialPortInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"device {self.device!r} wants serial port {self.num}, which another device has"
+        return f"device {_quote(self.device)} wants serial port {self.num}, which another device has"
 
 
 @attrs.frozen(str=False)
@@ -100,7 +110,7 @@ class PvpanicInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"{self.device!r} is a second pvpanic device; a machine has at most one"
+        return f"{_quote(self.device)} is a second pvpanic device; a machine has at most one"
 
 
 @attrs.frozen(str=False)
@@ -109,7 +119,7 @@ class VsockInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"{self.device!r} is a second virtio socket; a machine has at most one"
+        return f"{_quote(self.device)} is a second virtio socket; a machine has at most one"
 
 
 @attrs.frozen(str=False)
@@ -118,7 +128,7 @@ class MigrationFailureInjectionInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"{self.device!r} is a second migration failure injector; a machine has at most one"
+        return f"{_quote(self.device)} is a second migration failure injector; a machine has at most one"
 
 
 @attrs.frozen(str=False)
@@ -127,7 +137,7 @@ class BootSettingsInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"{self.device!r} is a second boot_settings component; a machine has at most one"
+        return f"{_quote(self.device)} is a second boot_settings component; a machine has at most one"
 
 
 @attrs.frozen(str=False)
@@ -137,7 +147,7 @@ class BootOptionMissing(SpecError):
 
     @property
     def message(self) -> str:
-        return f"boot order of {self.device!r} names {self.id!r}, which is no disk device of this spec"
+        return f"boot order of {_quote(self.device)} names {_quote(self.id)}, which is no disk device of this spec"
 
 
 @attrs.frozen(str=False)
@@ -146,7 +156,7 @@ class DeviceAndBackendNamesIdentical(SpecError):
 
     @property
     def message(self) -> str:
-        return f"{self.device!r} names both a device and its backend; give them different keys"
+        return f"{_quote(self.device)} names both a device and its backend; give them different keys"
 
 
 @attrs.frozen(str=False)
@@ -155,7 +165,7 @@ class ComponentNameInUse(SpecError):
 
     @property
     def message(self) -> str:
-        return f"component key {self.device!r} is used twice"
+        return f"component key {_quote(self.device)} is used twice"
 
 
 @attrs.frozen(str=False)
@@ -165,7 +175,7 @@ class FeatureCompiledOut(SpecError):
 
     @property
     def message(self) -> str:
-        return f"component {self.device!r} needs the feature {self.feature!r}, which this build lacks"
+        return f"component {_quote(self.device)} needs the feature {_quote(self.feature)}, which this build lacks"
 
 
 @attrs.frozen(str=False)
