@@ -18,6 +18,7 @@ from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
 from migrate.daemon.events import EventLog, json_lines
+from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
     Address,
     BadInput,
@@ -30,7 +31,6 @@ from migrate.daemon.run import (
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
-from migrate.rehearsal.pair import DaemonDied, PairOptions
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
 from migrate.releases import NEWEST, all_releases, release_named

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from migrate.rehearsal.pair import Event, PairResult
+from migrate.daemon.pair import Event, PairResult
 
 CLOCK_TOLERANCE_NS: Final = 20_000_000
 """Both daemons are on one host, so the guest's boot time may differ only by how its two clocks drifted meanwhile."""

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import attrs
 
+from migrate.daemon.pair import Event, PairOptions, run_pair
 from migrate.rehearsal.audit import Evidence, audit
-from migrate.rehearsal.pair import Event, PairOptions, run_pair
 from migrate.rehearsal.result import RehearsalResult, assemble
 from migrate.specs import BY_NUMBER
 from migrate.specs.digest import spec_digest

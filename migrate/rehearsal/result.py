@@ -5,8 +5,8 @@ from typing import Any
 
 import attrs
 
+from migrate.daemon.pair import Event
 from migrate.rehearsal.audit import AuditResult, Evidence
-from migrate.rehearsal.pair import Event
 
 Json = dict[str, Any]
 
