@@ -2,5 +2,9 @@
 
 from hypothesis import settings
 
+from tests.daemons import neighbourhood
+
+__all__ = ["neighbourhood"]
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

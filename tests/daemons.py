@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any, ClassVar, Final
 
 import attrs
+import pytest
 import trio
 import xxhash
 
@@ -260,7 +261,7 @@ class Neighbourhood:
 
         async def answer(stream: trio.SocketStream) -> None:
             async with stream:
-                with contextmanager_ignoring_loss():
+                with ignoring_loss():
                     await converse(Wire(Role.SOURCE, stream))
 
         listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
@@ -268,8 +269,9 @@ class Neighbourhood:
         return port_of(listeners)
 
 
+@pytest.fixture
 async def neighbourhood() -> AsyncIterator[Neighbourhood]:
-    """A fixture: daemons, and the proof that they leave no file open."""
+    """Daemons, and the proof that they leave no file open."""
     before = open_files()
     with ExitStack() as closing:
         async with trio.open_nursery() as nursery:
@@ -393,8 +395,6 @@ class Tap:
                 self.heard.append((sender, kind))
                 await link.forward(sender, data, self._fault(sender, kind, seen[kind]))
             await link.end_of(sender)
-        except OSError:  # trio's socket errors are translated below
-            link.scope.cancel()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             link.scope.cancel()
 
@@ -446,17 +446,17 @@ class FrameReader:
 
     stream: trio.abc.ReceiveStream
     _buffer: bytearray = attrs.field(factory=bytearray)
-    _preface: bytes | None = None
+    _opened: bool = False
 
     async def next(self) -> tuple[Message | None, bytes] | None:
         """The next message, None if its type is unknown, and all its bytes; None at the end of the stream.
 
         The first message comes with the preface before it.
         """
-        start = len(frames.PREFACE) if self._preface is None else 0
+        start = 0 if self._opened else len(frames.PREFACE)
         if not await self._have(start + frames.HEADER.size):
             return None
-        self._preface = bytes(self._buffer[:start])
+        self._opened = True
         header = frames.decode_header(bytes(self._buffer[start : start + frames.HEADER.size]))
         length = start + frames.HEADER.size + header.length
         if not await self._have(length):
@@ -525,14 +525,14 @@ class Wire:
     async def last_words(self) -> Message | None:
         """The last thing that the peer says before it hangs up."""
         last = None
-        with contextmanager_ignoring_loss():
+        with ignoring_loss():
             while (frame := await self._reader.next()) is not None:
                 last = frame[0]
         return last
 
 
 @contextmanager
-def contextmanager_ignoring_loss() -> Iterator[None]:
+def ignoring_loss() -> Iterator[None]:
     """Scripted peers do not mind that the daemon goes away."""
     try:
         yield

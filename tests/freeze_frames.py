@@ -4,7 +4,6 @@ What exists is never written again: a frame is a promise to daemons already depl
 or is written differently now, is a bug of the code, not of the file.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,29 +54,25 @@ def read_annotated(text: str) -> bytes:
     return bytes.fromhex("".join(line.partition("#")[0] for line in text.splitlines()))
 
 
-def notation(plain: Any, indent: str = "") -> Iterator[str]:
-    """Plain data as CBOR's diagnostic notation has it (RFC 8949 §8), a field a line."""
+def notation(plain: Any) -> list[str]:
+    """Plain data in CBOR's diagnostic notation (RFC 8949 §8), an item a line."""
     match plain:
         case dict() if plain:
-            for key, value in plain.items():
-                first, *rest = notation(value, indent + "  ")
-                yield f"{indent}{key}: {first.lstrip()}"
-                yield from rest
+            return ["{", *(line for key, value in plain.items() for line in _indented(f'"{key}": ', value)), "}"]
         case list() if plain:
-            yield f"{indent}["
-            for value in plain:
-                first, *rest = notation(value, indent + "  ")
-                yield f"{indent}- {first.lstrip()}"
-                yield from rest
-            yield f"{indent}]"
+            return ["[", *(line for value in plain for line in _indented("", value)), "]"]
         case bytes():
-            yield f"{indent}h'{plain.hex()}'"
-        case bool():
-            yield f"{indent}{str(plain).lower()}"
+            return [f"h'{plain.hex()}'"]
         case str():
-            yield f'{indent}"{plain}"'
+            return [f'"{plain}"']
         case _:
-            yield f"{indent}{plain}"
+            return [str(plain).lower()]
+
+
+def _indented(name: str, value: Any) -> list[str]:
+    first, *rest = notation(value)
+    *lines, last = [name + first, *rest]
+    return [f"  {line}" for line in (*lines, f"{last},")]
 
 
 if __name__ == "__main__":
