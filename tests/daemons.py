@@ -8,7 +8,7 @@ to a source frame by frame, and does to one message whatever its `Fault` says; l
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from enum import Enum
 from itertools import groupby
@@ -112,16 +112,20 @@ class Watched:
 
 @attrs.define
 class WatchedHypervisor(TrioHypervisor):
-    """Remembers the machines that it made, and watches the guests that it runs."""
+    """Knows the machines that it made and has not discarded, and watches the guests that it runs."""
 
-    made: list[Machine] = attrs.field(factory=list)
+    kept: list[Machine] = attrs.field(factory=list)
     executed_by: list[str] = attrs.field(factory=list)
     owner: str = "target"
 
     async def create(self, spec: Spec) -> Machine:
         machine = await super().create(spec)
-        self.made.append(machine)
+        self.kept.append(machine)
         return machine
+
+    async def discard(self, machine: Machine) -> None:
+        await super().discard(machine)
+        self.kept.remove(machine)
 
     async def run(self, machine: Machine) -> None:
         await super().run(machine)
@@ -162,11 +166,6 @@ class Target:
         """The machine that runs here."""
         assert self.hypervisor.runner is not None
         return self.hypervisor.runner.machine
-
-    @property
-    def keeps_a_machine(self) -> bool:
-        """Whether RAM of any machine made here is still there."""
-        return any(not is_closed(machine) for machine in self.hypervisor.made)
 
 
 @attrs.define
@@ -235,7 +234,7 @@ class Neighbourhood:
             executed_by=self.executed_by,
             owner=owner,
         )
-        self.closing.callback(close_all, hypervisor.made)
+        self.closing.callback(close_all, hypervisor.kept)
         told: list[Event] = []
         journal = journal_of_stranger()
         daemon = TargetDaemon(
@@ -293,14 +292,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # the listing itself is one of them, both times
 
 
-def is_closed(machine: Machine) -> bool:
-    try:
-        return machine.memory.view is None
-    except ValueError:
-        return True
-
-
-def close_all(machines: Sequence[Machine]) -> None:
+def close_all(machines: Iterable[Machine]) -> None:
     for machine in machines:
         machine.close()
 
@@ -332,6 +324,7 @@ class Ending(Enum):
     CLOSE = "closed"
     RESET = "reset"
     SILENCE = "silent"
+    PARTED = "closed, and nobody gets through until the tap is open again"
     NONE = "not at all"
 
 
@@ -366,13 +359,12 @@ class Tap:
     source_port: int
     port: int
     faults: list[Fault]
-    connections: int = 0
+    is_open: bool = True
     heard: list[tuple[Role, type[Message] | None]] = attrs.field(factory=list)
 
     async def carry(self, target: trio.SocketStream) -> None:
-        self.connections += 1
         try:
-            source = await trio.open_tcp_stream(LOOPBACK, self.source_port)
+            source = await trio.open_tcp_stream(LOOPBACK, self.source_port if self.is_open else 0)
         except OSError:
             await target.aclose()
             return
@@ -393,10 +385,27 @@ class Tap:
                 kind = None if message is None else type(message)
                 seen[kind] = seen.get(kind, 0) + 1
                 self.heard.append((sender, kind))
-                await link.forward(sender, data, self._fault(sender, kind, seen[kind]))
+                fault = self._fault(sender, kind, seen[kind])
+                await link.forward(sender, data if fault is None else fault.passes(data))
+                if fault is not None:
+                    self._end(link, fault.then)
             await link.end_of(sender)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             link.scope.cancel()
+
+    def _end(self, link: "_Carried", ending: Ending) -> None:
+        match ending:
+            case Ending.NONE:
+                return
+            case Ending.SILENCE:
+                link.silent = True
+                return
+            case Ending.PARTED:
+                self.is_open = False
+            case Ending.RESET:
+                for stream in link.streams.values():
+                    reset_on_close(stream)
+        link.scope.cancel()
 
     def _fault(self, sender: Role, kind: type[Message] | None, number: int) -> Fault | None:
         for fault in self.faults:
@@ -414,22 +423,9 @@ class _Carried:
     scope: trio.CancelScope
     silent: bool = False
 
-    async def forward(self, sender: Role, data: bytes, fault: Fault | None) -> None:
-        if self.silent:
-            return
-        if fault is not None:
-            data = fault.passes(data)
-        if data:
+    async def forward(self, sender: Role, data: bytes) -> None:
+        if data and not self.silent:
             await self.streams[sender.peer].send_all(data)
-        match fault.then if fault is not None else Ending.NONE:
-            case Ending.SILENCE:
-                self.silent = True
-            case Ending.RESET:
-                for stream in self.streams.values():
-                    reset_on_close(stream)
-                self.scope.cancel()
-            case Ending.CLOSE:
-                self.scope.cancel()
 
     async def end_of(self, sender: Role) -> None:
         if not self.silent:

@@ -1,7 +1,7 @@
 """`python -m tests.freeze_frames` adds the golden frame of every specimen that has none.
 
-What exists is never written again: a frame is a promise to daemons already deployed.  A frame that cannot be read any more,
-or is written differently now, is a bug of the code, not of the file.
+What exists is never written again: a frame is a promise to daemons already deployed.  A frame that cannot be read any
+more, or is written differently now, is a bug of the code, not of the file.
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
 """How an attempt ended, in the words of the command-line contract."""
 
+import traceback
 from enum import StrEnum
 from typing import Any
 
@@ -30,6 +31,13 @@ class AttemptOutcome:
 
     attempt: Attempt
     error: MigrationError | None
+
+    def __attrs_post_init__(self) -> None:
+        """Outcomes are kept; what the frames of a failure still hold would keep the RAM of a discarded machine."""
+        error: BaseException | None = self.error
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
 
     @property
     def outcome(self) -> Outcome:
