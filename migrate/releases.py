@@ -102,8 +102,10 @@ def all_releases(extra: Path | None = None) -> dict[str, Release]:
     if extra is not None:
         try:
             text = extra.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReleaseError(f"{extra}: cannot be read: {error}") from None
+        except OSError as error:
+            raise ReleaseError(f"{extra}: cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise ReleaseError(f"{extra}: byte {error.start} is not UTF-8") from None
         releases |= read_releases(text, str(extra))
     return releases
 

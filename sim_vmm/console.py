@@ -103,8 +103,8 @@ class ConsoleHistory:
         Raises:
             ConsoleStateError: the buffers do not hold as much as `total_bytes` and `buffer_size` say; nothing changed.
         """
-        if state.buffer_size == 0:
-            raise ConsoleStateError("buffer_size is 0; a console history keeps at least one byte")
+        if not 1 <= state.buffer_size <= BUFFER_SIZE:
+            raise ConsoleStateError(f"buffer_size is {state.buffer_size}; a console history keeps 1 to {BUFFER_SIZE}")
         beginning = min(state.total_bytes, state.buffer_size)
         rolling = min(state.total_bytes - beginning, state.buffer_size)
         for name, data, expected in (("beginning", state.beginning, beginning), ("rolling", state.rolling, rolling)):

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from enum import Enum
 from itertools import groupby
 from typing import Any, ClassVar, Final
@@ -530,10 +530,8 @@ class Wire:
 @contextmanager
 def ignoring_loss() -> Iterator[None]:
     """Scripted peers do not mind that the daemon goes away."""
-    try:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
 
 
 async def connected(port: int) -> Wire:

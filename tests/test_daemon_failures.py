@@ -1,8 +1,8 @@
 """Connections that end, and daemons that fall silent, at every message of the exchange: real daemons, real sockets.
 
 Every failure before the commit must leave what these tests look for afterwards: the source's guest runs again and did
-so before anybody was told, every page will be sent again, the target holds nothing, and a retry moves the machine whole.
-After the commit nothing may be undone: the two daemons settle over a new connection, and never do both run.
+so before anybody was told, every page will be sent again, the target holds nothing, and a retry moves all of the
+machine.  After the commit nothing may be undone: the two daemons settle over a new connection, and never do both run.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ from migrate.protocol.messages import (
     RoundEnd,
     RoundStored,
     ServerState,
+    Settle,
     TimeOfDay,
     Welcome,
 )
@@ -134,7 +135,7 @@ async def assert_undone(neighbours: Neighbourhood, source: Source, target: Targe
 
 
 def assert_names_phase_and_side(source: Source, target: Target, phase: str) -> None:
-    """Both reports say where it ended; the target's phase is known exactly, as it waits for one message after another."""
+    """Both reports say where it ended; the target's phase is known exactly, as it waits for each message."""
     facts = target.daemon.attempts[0].as_json()
     assert facts["phase"] == phase
     assert facts["error"]["side"] in ("source", "target")
@@ -234,6 +235,30 @@ async def test_a_connection_lost_from_the_commit_on_is_settled_over_a_new_one(
     await assert_identical(source, target)
 
 
+async def test_a_handoff_whose_settling_is_cut_too_is_settled_in_the_end(neighbourhood: Neighbourhood) -> None:
+    source = await neighbourhood.source()
+    lost = [
+        Fault(S, Commit, nothing, Ending.CLOSE),
+        Fault(T, Settle, nothing, Ending.RESET),
+        Fault(T, Settle, everything, Ending.CLOSE),
+        Fault(S, Commit, half, Ending.RESET),
+        Fault(T, Owned, nothing, Ending.CLOSE),
+        Fault(T, Settle, half, Ending.CLOSE),
+    ]
+    tap = await neighbourhood.tap(source.port, *lost)
+    target = neighbourhood.target(tap.port)
+    arrived = await target.daemon.migrate_in()
+    assert arrived is not None
+    assert not arrived.settled
+    await target.daemon.keep_telling(arrived)
+    assert all(fault.fired for fault in lost)
+    assert source.journal.record == Record(Holding.NOT_OWNER, 2)
+    assert target.journal.record == Record(Holding.OWNER, 2)
+    await until(lambda: neighbourhood.executed_by.count("target") > 2)
+    assert neighbourhood.owners_in_turn == ["source", "target"]
+    await assert_identical(source, target)
+
+
 async def test_while_the_handoff_is_in_doubt_nobody_runs_and_other_targets_are_refused(
     neighbourhood: Neighbourhood, nursery: trio.Nursery
 ) -> None:
@@ -278,7 +303,7 @@ async def test_a_target_that_comes_back_for_a_machine_that_the_source_kept_disca
     await until(lambda: source.sequence > was + 1)
 
     tap.is_open = True
-    await until(source.daemon.handed_over.is_set)
+    await until(lambda: len(target.daemon.attempts) == 2)
     assert [attempt.outcome for attempt in target.daemon.attempts] == [Outcome.FAILED, Outcome.MIGRATED]
     assert target.journal.record == Record(Holding.OWNER, 3)
     assert len(target.hypervisor.kept) == 1
@@ -317,7 +342,7 @@ async def test_devices_that_fail_twice_cost_two_attempts_and_the_third_moves_the
 
 
 async def test_one_attempt_that_fails_without_retries_leaves_the_target_empty(neighbourhood: Neighbourhood) -> None:
-    source = await neighbourhood.source(failing(fail_imports=1))
+    source = await neighbourhood.source(failing(fail_exports=1))
     files_before = open_files()
     target = neighbourhood.target(source.port)
     assert await target.daemon.migrate_in() is None
@@ -325,7 +350,7 @@ async def test_one_attempt_that_fails_without_retries_leaves_the_target_empty(ne
 
 
 @pytest.mark.parametrize("side", [S, T])
-@pytest.mark.parametrize("kind", [Accept, RoundStored, DeviceState], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Accept, RoundStored, DeviceState, Prepare], ids=lambda kind: kind.__name__)
 async def test_a_cancelled_attempt_is_undone_and_the_peer_hears_who_ended_it(
     neighbourhood: Neighbourhood, side: Role, kind: type[Message]
 ) -> None:

@@ -1,7 +1,7 @@
 """The tree is the architecture: who may import whom.
 
-The contracts in pyproject.toml are checked by import-linter.  Beside it stands a check of a page, which reads the sources
-itself: it would notice if the contracts stopped meaning what they say.
+The contracts in pyproject.toml are checked by import-linter.  Beside it stands a check of a page, which reads the
+sources itself: it would notice if the contracts stopped meaning what they say.
 """
 
 import ast
@@ -33,7 +33,7 @@ KNOWS_TRIO = ("migrate/daemon", "migrate/cli", "migrate/rehearsal")
 
 
 def imports_of(source: str) -> Iterator[str]:
-    """Every module that `source` names in an import, wherever it stands: `a.b` of `import a.b` and `from a.b import c`."""
+    """Every module that `source` names in an import, wherever it stands; of `from a import b` both `a` and `a.b`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

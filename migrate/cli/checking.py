@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from migrate.cli.output import console, print_json, print_table
+from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.specs import ApiVersion, Json, read
+from migrate.cli.summary import print_reasons
 from migrate.daemon.run import BadInput, ExitCode
 from migrate.engine.dry_run import Verdict, would_migrate
 from migrate.releases import NEWEST, Release, all_releases, release_named
@@ -24,22 +25,20 @@ def releases(*, releases: Releases = None, json: Json = False) -> int:
     if json:
         print_json([release.as_json() for release in known.values()])
         return ExitCode.DONE
-    print_table(
-        ("release", "spec versions", "device payloads"),
-        [
-            (
-                release.name,
-                ", ".join(map(str, release.specs)),
-                ", ".join(f"{kind} {'/'.join(map(str, versions))}" for kind, versions in release.payloads.items()),
-            )
-            for release in known.values()
-        ],
-    )
+    kinds = sorted({kind for release in known.values() for kind in release.payloads})
+    rows: list[tuple[Any, ...]] = [("spec", *(_versions(release.specs) for release in known.values()))]
+    rows += [(kind, *(_versions(release.payloads.get(kind, ())) for release in known.values())) for kind in kinds]
+    print_table(("versions of", *known), rows)
     return ExitCode.DONE
 
 
+def _versions(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
+
+
 def check(
-    file: Path,
+    spec: Path,
+    /,
     *,
     from_: Annotated[str, Parameter(name="--from", help="Release of the source.")] = NEWEST,
     to: Annotated[str, Parameter(name="--to", help="Release of the target.")] = NEWEST,
@@ -52,32 +51,29 @@ def check(
 
     Parameters
     ----------
-    file
+    spec
         The machine's spec.
     """
     known = all_releases(releases)
     source, target = release_named(from_, known), release_named(to, known)
-    verdict = would_migrate(read(file, api_version).spec, source, target, guest_named(guest))
+    verdict = would_migrate(read(spec, api_version).spec, source, target, guest_named(guest))
     if json:
         print_json(verdict.as_json())
     else:
-        _print_verdict(verdict, file, source, target)
+        _print_verdict(verdict, spec, source, target)
     return ExitCode.NOT_DONE if verdict.reasons else ExitCode.DONE
 
 
 def _print_verdict(verdict: Verdict, file: Path, source: Release, target: Release) -> None:
     way = f"{file}, {source.name} to {target.name}"
-    out = console()
     if verdict.reasons:
-        print_table(
-            ("component", "field", "has", "needed"),
-            [(reason.component, reason.field, reason.have, reason.need) for reason in verdict.reasons],
-            title=f"{way}: refused",
-        )
+        print_line(f"{way}: refused", style="bold")
+        print_reasons(reason.as_json() for reason in verdict.reasons)
         return
-    out.print(f"{way}: ok, in spec version {verdict.spec_version}", markup=False)
+    print_line(f"{way}: ok, in spec version {verdict.spec_version}", style="bold")
     for line in verdict.why_not_newer:
-        out.print(f"  {line}", markup=False)
+        print_line(f"  {line}", under=4)
+    print_line()
     rows: list[tuple[Any, ...]] = [
         (device, ", ".join(f"{kind} {version}" for kind, version in payloads.items()))
         for device, payloads in verdict.payloads.items()

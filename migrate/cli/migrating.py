@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import attrs
 import trio
@@ -31,6 +31,7 @@ from migrate.daemon.run import (
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
+from migrate.protocol.messages import NAME_MAX
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
 from migrate.releases import NEWEST, all_releases, release_named
@@ -55,14 +56,15 @@ Events = Annotated[
     str | None,
     Parameter(allow_leading_hyphen=True, help="Write events as JSON lines to this file; - is standard output."),
 ]
-Seed = Annotated[int, Parameter(help="Seed of everything random: the contents of guest RAM.")]
+Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
 Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
 
 def source(
-    file: Path,
+    spec: Path,
+    /,
     *,
     listen: str = DEFAULT_LISTEN,
     from_: From = NEWEST,
@@ -84,7 +86,7 @@ def source(
 
     Parameters
     ----------
-    file
+    spec
         The machine's spec.
     listen
         HOST:PORT to listen on; port 0 takes any.
@@ -93,17 +95,17 @@ def source(
     address.require_loopback(insecure)
     policy = policy_of(downtime_limit_ms, on_stall)
     settings = SourceSettings(
-        node=platform.node(),
-        machine_name=file.stem,
+        node=platform.node()[:NAME_MAX],
+        machine_name=spec.stem[:NAME_MAX],
         release=release_named(from_, all_releases(releases)),
         policy=policy,
         bandwidth=parse_rate(bandwidth),
     )
     program = guest_named(guest)
     if isinstance(program, StampGuest):
-        program = attrs.evolve(program, seed=seed)
+        program = attrs.evolve(program, seed=at_least_0("--seed", seed))
     options = SourceOptions(
-        spec=born(read(file, api_version).spec, memory_mb),
+        spec=born(read(spec, api_version).spec, memory_mb),
         listen=address,
         settings=settings,
         program=program,
@@ -119,6 +121,7 @@ def source(
 
 def target(
     source: str,
+    /,
     *,
     to: To = NEWEST,
     replace: Replace = None,
@@ -148,7 +151,7 @@ def target(
         address.require_loopback(insecure)
     release = release_named(to, all_releases(releases))
     as_source = SourceSettings(
-        node=platform.node(),
+        node=platform.node()[:NAME_MAX],
         machine_name="",
         release=release,
         policy=policy_of(downtime_limit_ms, on_stall),
@@ -156,8 +159,10 @@ def target(
     )
     options = TargetOptions(
         source=addresses[0],
-        settings=TargetSettings(node=platform.node(), release=release, replacements=read_replacements_file(replace)),
-        retries=checked_retries(retries),
+        settings=TargetSettings(
+            node=platform.node()[:NAME_MAX], release=release, replacements=read_replacements_file(replace)
+        ),
+        retries=at_least_0("--retries", retries),
         listen=addresses[1] if listen is not None else None,
         as_source=as_source if listen is not None else None,
         attached=attached,
@@ -171,7 +176,8 @@ def target(
 
 
 def rehearse(
-    file: Path,
+    spec: Path,
+    /,
     *,
     from_: From = NEWEST,
     to: To = NEWEST,
@@ -192,7 +198,7 @@ def rehearse(
 
     Parameters
     ----------
-    file
+    spec
         The machine's spec.
     after_s
         How long the guest runs on where it ended up before everything is torn down, in seconds.
@@ -201,7 +207,7 @@ def rehearse(
     release_named(from_, known), release_named(to, known), guest_named(guest)
     policy_of(downtime_limit_ms, on_stall)
     parse_rate(bandwidth)
-    spec = born(read(file, api_version).spec, memory_mb)
+    machine = born(read(spec, api_version).spec, memory_mb)
     common = _arguments({"--releases": releases})
     limits = {"--downtime-limit-ms": downtime_limit_ms, "--bandwidth": bandwidth, "--on-stall": on_stall.value}
     source_arguments = _arguments(
@@ -215,15 +221,15 @@ def rehearse(
             **limits,
         }
     )
-    target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": checked_retries(retries)})
+    target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
     options = RehearsalOptions(
-        spec=spec,
+        spec=machine,
         replacements=read_replacements_file(replace),
-        seed=seed,
+        seed=at_least_0("--seed", seed),
         pair=PairOptions(
-            source_arguments=(str(file), *source_arguments, *common, "--audited"),
+            source_arguments=(str(spec), *source_arguments, *common, "--audited"),
             target_arguments=(*target_arguments, *common, "--audited"),
-            after_s=after_s,
+            after_s=at_least_0("--after-s", after_s),
         ),
     )
     result: RehearsalResult | None = None
@@ -232,8 +238,7 @@ def rehearse(
         with live_progress(quiet=json) as watch:
             result = trio.run(run_rehearsal, options, watch)
     except* DaemonDied as group:
-        complain(str(group.exceptions[0]))
-        code = ExitCode.AUDIT_VIOLATED
+        code = _tell_death(group)
     except* KeyboardInterrupt:
         complain("interrupted; both daemons have ended")
         code = ExitCode.INTERRUPTED
@@ -242,10 +247,23 @@ def rehearse(
     if json:
         print_json(result.document)
     else:
-        print_summary(result.document, f"{file}, {from_} to {to}")
+        print_summary(result, f"{spec}, {from_} to {to}")
     if result.violations:
         return ExitCode.AUDIT_VIOLATED
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
+
+
+def _tell_death(group: BaseExceptionGroup[DaemonDied]) -> ExitCode:
+    """A daemon that could not do what was asked has said so in a line of its own; any other death is a bug."""
+    death: BaseException = group
+    while isinstance(death, BaseExceptionGroup):
+        death = death.exceptions[0]
+    assert isinstance(death, DaemonDied)
+    if death.exit_code == ExitCode.BAD_INPUT:
+        complain(death.last_words.removeprefix("migrate: "))
+        return ExitCode.BAD_INPUT
+    complain(str(death))
+    return ExitCode.AUDIT_VIOLATED
 
 
 def _arguments(options: dict[str, object]) -> list[str]:
@@ -266,10 +284,13 @@ def policy_of(downtime_limit_ms: float, on_stall: OnStall) -> PrecopyPolicy:
     return PrecopyPolicy(downtime_limit_ms=downtime_limit_ms, on_stall=on_stall)
 
 
-def checked_retries(retries: int) -> int:
-    if retries < 0:
-        raise BadInput(f"--retries {retries}: expected 0 or more")
-    return retries
+N = TypeVar("N", int, float)
+
+
+def at_least_0(option: str, number: N) -> N:
+    if not number >= 0:  # NaN is no number
+        raise BadInput(f"{option} {number:g}: expected 0 or more")
+    return number
 
 
 def read_replacements_file(path: Path | None) -> Replacements:
@@ -288,6 +309,8 @@ def read_replacements_file(path: Path | None) -> Replacements:
 def event_log(side: str, events: str | None, quiet: bool) -> Iterator[EventLog]:
     """Events for people on standard error, and as JSON lines where `events` says."""
     log = EventLog(side)
+    if events == "-" and quiet:
+        raise BadInput("--json and --events - both want standard output; write the events to a file")
     if events == "-":
         log.listeners.append(json_lines(sys.stdout))
         yield log

@@ -7,8 +7,9 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from migrate.cli.output import escape, mebibytes
+from migrate.cli.output import mebibytes, printable
 
 Event = dict[str, Any]
 Watch = Callable[[Event], None]
@@ -26,8 +27,8 @@ def describe(event: Event) -> str | None:
         case "round":
             rate = event["bytes"] / max(event["duration_ms"] / 1e3, 1e-9)
             return (
-                f"round {event['number']}: {event['pages']} pages, {event['zero_pages']} of them zero, "
-                f"{mebibytes(event['bytes'])} at {mebibytes(rate)}/s; {event['dirtied_pages']} dirtied meanwhile"
+                f"round {event['number']}: {event['pages']:,} pages ({event['zero_pages']:,} zero), "
+                f"{mebibytes(event['bytes'])} at {mebibytes(rate)}/s, {event['dirtied_pages']:,} dirtied"
             )
         case "attempt ended" if event["error"] is not None:
             return f"{event['outcome']} in phase {event['phase']!r}: {event['error']['message']}"
@@ -53,7 +54,7 @@ def event_lines(stream: TextIO) -> Watch:
     def write(event: Event) -> None:
         line = describe(event)
         if line is not None:
-            print(f"{event['side']}: {line}", file=stream, flush=True)
+            print(printable(f"{event['side']}: {line}"), file=stream, flush=True)
 
     return write
 
@@ -91,7 +92,9 @@ def _display() -> Iterator[Watch]:
                     )
                 case "phase":
                     progress.update(task, what=event["phase"])
-                case "round" | "rolled back" | "accepted" | "attempt ended":
-                    progress.console.print(f"{event['side']}: {escape(describe(event) or '')}")
+                case "round" | "rolled back" | "accepted":
+                    progress.console.print(Text(printable(f"{event['side']}: {describe(event)}")))
+                case "attempt ended" if event["side"] == "target":  # no attempt is without one
+                    progress.console.print(Text(printable(f"target: {describe(event)}")))
 
         yield watch

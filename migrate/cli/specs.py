@@ -1,12 +1,11 @@
 """`migrate spec …`: what a spec file says, and in which versions it can travel."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from migrate.cli.output import complain, print_json, print_table
+from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.daemon.run import BadInput, ExitCode
 from migrate.reasons import Reason
 from migrate.specs import BY_NUMBER, SAME_SHAPE
@@ -20,33 +19,22 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON docu
 
 
 @app.command
-def validate(*files: Path, api_version: ApiVersion = None, json: Json = False) -> int:
+def validate(*specs: Path, api_version: ApiVersion = None, json: Json = False) -> int:
     """Parse spec files and check every rule of the builder.
 
     Parameters
     ----------
-    files
+    specs
         Spec files: JSON as the control API takes it.
     """
-    if not files:
-        raise BadInput("no spec file given: migrate spec validate SPEC…")
-    results = [_validated(file, checked_api_version(api_version)) for file in files]
+    if not specs:
+        raise BadInput("SPEC is missing; see migrate spec validate --help")
+    results = [_validated(file, checked_api_version(api_version)) for file in specs]
     if json:
         print_json(results)
     else:
-        print_table(
-            ("file", "version ", "verdict", "what is wrong"),
-            [
-                (
-                    result["file"],
-                    result["api_version"] or "?",
-                    "valid" if result["valid"] else "invalid",
-                    "\n".join(f"{error['error']}: {error['message']}" for error in result["errors"])
-                    or "\n".join(f"note: {note}" for note in result["notes"]),
-                )
-                for result in results
-            ],
-        )
+        for result in results:
+            _print_validated(result)
     return ExitCode.DONE if all(result["valid"] for result in results) else ExitCode.BAD_INPUT
 
 
@@ -63,21 +51,34 @@ def _validated(file: Path, api_version: int | None) -> dict[str, Any]:
             }
             for version, problem in error.problems
         ]
-        return {"file": str(file), "api_version": error.api_version, "valid": False, "errors": problems, "notes": []}
-    version = api_version or spec_file.version.number
-    return {"file": str(file), "api_version": version, "valid": True, "errors": [], "notes": list(spec_file.notes)}
+        return {"file": str(file), "api_version": error.api_version, "valid": False, "errors": problems}
+    _tell_notes(spec_file)
+    return {
+        "file": str(file),
+        "api_version": api_version or spec_file.version.number,
+        "valid": True,
+        "errors": [],
+    }
+
+
+def _print_validated(result: dict[str, Any]) -> None:
+    version = "no version" if result["api_version"] is None else f"version {result['api_version']}"
+    verdict = f"valid, {version}" if result["valid"] else f"invalid as {version}"
+    print_line(f"{result['file']}: {verdict}", under=2)
+    for error in result["errors"]:
+        print_line(f"  {error['error']}: {error['message']}", under=4)
 
 
 @app.command
-def show(file: Path, *, api_version: ApiVersion = None, json: Json = False) -> int:
+def show(spec: Path, /, *, api_version: ApiVersion = None, json: Json = False) -> int:
     """Print a spec in its canonical form: keys in order, UUIDs in one spelling, defaults as the version writes them."""
     del json  # the document is JSON either way
-    print_json(read(file, api_version).canonical())
+    print_json(read(spec, api_version).canonical())
     return ExitCode.DONE
 
 
 @app.command
-def convert(file: Path, *, to: int, api_version: ApiVersion = None, json: Json = False) -> int:
+def convert(spec: Path, /, *, to: int, api_version: ApiVersion = None, json: Json = False) -> int:
     """Convert a spec to another version, without losing anything or not at all.
 
     Parameters
@@ -88,19 +89,19 @@ def convert(file: Path, *, to: int, api_version: ApiVersion = None, json: Json =
     version = known_version(to)
     if version is None:
         raise BadInput(f"there is no spec version {to}; there are {', '.join(map(str, sorted(BY_NUMBER)))}")
-    spec = read(file, api_version).spec
-    (entry,) = offer(spec, [version])
+    machine = read(spec, api_version).spec
+    (entry,) = offer(machine, [version])
     if isinstance(entry, Variant):
-        print_json(version.encode(spec))
+        print_json(version.encode(machine))
         return ExitCode.DONE
-    refuse(entry.reasons, json, f"{file} cannot be expressed in version {to}")
+    refuse(entry.reasons, json, f"{spec} cannot be expressed in version {to}")
     return ExitCode.NOT_DONE
 
 
 @app.command(name="offer")
-def offer_command(file: Path, *, api_version: ApiVersion = None, json: Json = False) -> int:
+def offer_command(spec: Path, /, *, api_version: ApiVersion = None, json: Json = False) -> int:
     """Show what a source would offer of a spec, newest version first, and what it would withhold and why."""
-    entries = [_offered(entry) for entry in offer(read(file, api_version).spec)]
+    entries = [_offered(entry) for entry in offer(read(spec, api_version).spec)]
     if json:
         print_json(entries)
     else:
@@ -124,9 +125,13 @@ def _offered(entry: Variant | Withheld) -> dict[str, Any]:
 def read(file: Path, api_version: int | None = None) -> SpecFile:
     """A valid spec file; what it says in vain is said on standard error."""
     spec_file = read_spec_file(file, checked_api_version(api_version))
-    for note in spec_file.notes:
-        complain(f"{file}: note: {note}")
+    _tell_notes(spec_file)
     return spec_file
+
+
+def _tell_notes(spec_file: SpecFile) -> None:
+    for note in spec_file.notes:
+        complain(f"{spec_file.file}: note: {note}")
 
 
 def checked_api_version(number: int | None) -> int | None:
@@ -140,7 +145,7 @@ def checked_api_version(number: int | None) -> int | None:
 def refuse(reasons: tuple[Reason, ...], as_json: bool, summary: str) -> None:
     """Say why not: a document for programs, one line a reason for people."""
     if as_json:
-        print(json.dumps({"reasons": [reason.as_json() for reason in reasons]}, indent=2))
+        print_json({"reasons": [reason.as_json() for reason in reasons]})
         return
     complain(f"{summary}:")
     for reason in reasons:

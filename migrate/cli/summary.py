@@ -1,82 +1,117 @@
-"""The end of a rehearsal, for people: what happened, how long the guest was away and why, and what the audit found."""
+"""The end of a rehearsal, for people: what happened, how long the guest was away and why, and what the audit found.
 
-from typing import Any
+It fits a screen or two: the rounds of the last attempt only, and the downtime ledger only of one that migrated.  The
+rest is in `--json`.
+"""
 
-from migrate.cli.output import console, mebibytes, print_table
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from migrate.cli.output import mebibytes, print_line, print_table
+from migrate.rehearsal.result import RehearsalResult
 
 Json = dict[str, Any]
 
+LABEL: Final = 10
+"""Columns of a label at the left of the facts."""
 
-def print_summary(document: Json, title: str) -> None:
-    out = console()
-    out.print()
-    out.print(f"{title}: {document['outcome']}", style="bold", markup=False)
-    for number, attempt in enumerate(document["attempts"], 1):
-        prefix = f"attempt {number}: " if len(document["attempts"]) > 1 else ""
-        _print_attempt(attempt, prefix)
-    guest, audit = document["guest"], document["audit"]
-    out.print()
+
+def print_summary(result: RehearsalResult, title: str) -> None:
+    print_line()
+    print_line(f"{title}: {result.outcome}", style="bold")
+    for number, attempt in enumerate(result.attempts, 1):
+        is_last = number == len(result.attempts)
+        _print_attempt(attempt, "" if len(result.attempts) == 1 else f"attempt {number}: ", is_last)
+    print_line()
+    document = result.document
+    guest = document["guest"]
     if guest["blackout_ms"] is not None:
-        out.print(f"guest     away for {guest['blackout_ms']:.1f} ms by its own clock")
+        _print_fact("guest", f"away for {guest['blackout_ms']:.1f} ms by its own clock")
     if guest["records_found"] is not None:
-        out.print(f"records   {guest['records_found']} found of {guest['records_acknowledged']} printed")
-    out.print(f"owner     {document['owner']}")
-    violations = audit["violations"]
-    checks = ", ".join(audit["checks"])
-    out.print(f"audit     {len(audit['checks'])} checks, {len(violations) or 'none'} violated: {checks}", markup=False)
+        _print_fact("records", f"{guest['records_found']} found of {guest['records_acknowledged']} printed")
+    _print_fact("owner", document["owner"])
+    _print_audit(document["audit"])
+
+
+def _print_fact(label: str, text: str) -> None:
+    print_line(f"{label:{LABEL}}{text}", under=LABEL)
+
+
+def _print_audit(audit: Json) -> None:
+    checks, violations = audit["checks"], audit["violations"]
+    _print_fact("audit", f"{len(checks)} checks, {len(violations) or 'none'} violated: {', '.join(checks)}")
     for violation in violations:
-        out.print(f"  VIOLATED {violation['check']}: {violation['message']}", style="bold", markup=False)
+        print_line(f"VIOLATED  {violation['check']}: {violation['message']}", under=LABEL, style="bold")
 
 
-def _print_attempt(attempt: Json, prefix: str) -> None:
-    out = console()
+def _print_attempt(attempt: Json, prefix: str, is_last: bool) -> None:
+    error = attempt["error"]
     if attempt["reasons"]:
-        out.print(f"{prefix}refused by the {attempt['error']['side']}, before any RAM moved:", markup=False)
-        print_table(
-            ("component", "field", "has", "needed"),
-            [[reason[key] for key in ("component", "field", "have", "need")] for reason in attempt["reasons"]],
-        )
+        print_line(f"{prefix}refused by the {error['side']}, before any RAM moved:")
+        print_reasons(attempt["reasons"])
         return
-    if attempt["error"] is not None:
-        error = attempt["error"]
-        out.print(
-            f"{prefix}{attempt['outcome']} in phase {attempt['phase']!r} on the {error['side']}: {error['message']} "
-            f"({error['class']})",
-            markup=False,
-        )
-    if attempt["spec_version"] is not None:
-        newer = attempt["why_not_newer"]
-        why = "" if newer else ", the newest that the source knows"
-        out.print(f"{prefix}spec version {attempt['spec_version']}{why}", markup=False)
-        for line in newer:
-            out.print(f"  {line}", markup=False)
-    if attempt["rounds"]:
-        print_table(
-            ("round ", "pages ", "zero ", "sent ", "took ms ", "rate ", "dirtied "),
-            [_round(round_) for round_ in attempt["rounds"]],
-        )
+    if error is not None:
+        told = f"{attempt['outcome']} in phase {attempt['phase']!r} on the {error['side']}: {error['message']}"
+        print_line(f"{prefix}{told} ({error['class']})", under=2)
+    elif attempt["spec_version"] is not None:
+        newest = "" if attempt["why_not_newer"] else ", the newest that the source knows"
+        print_line(f"{prefix and prefix + 'migrated, in '}spec version {attempt['spec_version']}{newest}")
+        for line in attempt["why_not_newer"]:
+            print_line(f"  {line}", under=4)
+    for warning in attempt["warnings"]:
+        print_line(f"  warning: {warning}", under=4)
+    if attempt["rounds"] and is_last:
+        print_line()
+        _print_rounds(attempt["rounds"])
     ledger = attempt["ledger"]
-    if ledger["steps"]:
-        downtime = "" if ledger["downtime_ms"] is None else f"downtime {ledger['downtime_ms']:.1f} ms, "
-        total = "" if ledger["total_ms"] is None else f"of {ledger['total_ms']:.0f} ms in all"
-        print_table(
-            ("side", "step", "from ms ", "took ms "),
-            [
-                (step["side"], step["step"], f"{step['start_ms']:.2f}", f"{step['duration_ms']:.2f}")
-                for step in ledger["steps"]
-            ],
-            title=f"{downtime}{total}".strip() or None,
-        )
+    if error is None and ledger["downtime_ms"] is not None:
+        print_line()
+        _print_ledger(ledger)
 
 
-def _round(round_: Json) -> tuple[object, ...]:
-    rate = round_["bytes"] / max(round_["duration_ms"] / 1e3, 1e-9)
-    return (
-        round_["number"],
-        f"{round_['pages']:,}",
-        f"{round_['zero_pages']:,}",
-        mebibytes(round_["bytes"]),
-        f"{round_['duration_ms']:.1f}",
-        f"{mebibytes(rate)}/s",
-        f"{round_['dirtied_pages']:,}",
+def print_reasons(reasons: Iterable[Mapping[str, str]]) -> None:
+    """All reasons of a refusal, as they are in `--json`."""
+    for reason in reasons:
+        print_line(f"  {reason['message']}", under=4)
+
+
+def _print_rounds(rounds: list[Json]) -> None:
+    print_table(
+        ("round ", "pages ", "zero ", "sent ", "took ms ", "rate ", "dirtied "),
+        [
+            (
+                round_["number"],
+                f"{round_['pages']:,}",
+                f"{round_['zero_pages']:,}",
+                mebibytes(round_["bytes"]),
+                f"{round_['duration_ms']:.1f}",
+                f"{mebibytes(round_['bytes'] / max(round_['duration_ms'] / 1e3, 1e-9))}/s",
+                f"{round_['dirtied_pages']:,}",
+            )
+            for round_ in rounds
+        ],
     )
+
+
+def _print_ledger(ledger: Json) -> None:
+    """One line for each step of the blackout, both sides beside each other, on an axis that begins with the pause."""
+    print_line(
+        f"downtime {ledger['downtime_ms']:.1f} ms, of {ledger['total_ms']:.0f} ms in all; since the pause, in ms:"
+    )
+    paused_ms = next(step["start_ms"] for step in ledger["steps"] if step["step"] == "pause")
+    rows: dict[str, dict[str, Json]] = {}
+    for step in ledger["steps"]:
+        rows.setdefault(step["step"], {})[step["side"]] = step
+    print_table(
+        ("step", "source from ", "took ", "target from ", "took "),
+        [
+            (name, *(cell for side in ("source", "target") for cell in _times(sides.get(side), paused_ms)))
+            for name, sides in rows.items()
+        ],
+    )
+
+
+def _times(step: Json | None, origin_ms: float) -> tuple[str, str]:
+    if step is None:
+        return "", ""
+    return f"{step['start_ms'] - origin_ms:.2f}", f"{step['duration_ms']:.2f}"

@@ -1,6 +1,5 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
-import json
 from uuid import uuid4
 
 import attrs
@@ -8,13 +7,14 @@ import trio
 
 from migrate.daemon.images import Image
 from migrate.errors import MachineCreationFailed
+from migrate.reasons import sentence
+from migrate.specs.crucible import unusable_requests
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram, IdleGuest, Stamp, StampGuest, read_stamp
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine, MachineError
 from sim_vmm.spec import Spec
-from sim_vmm.spec.components import CrucibleStorageBackend
 
 STEP_EVERY_S = 0.005
 """A guest step is a few pages and now and then a line: 200 steps a second are a lightly loaded machine."""
@@ -82,7 +82,8 @@ class TrioHypervisor:
 
     async def create(self, spec: Spec) -> Machine:
         try:
-            check_crucible_requests(spec)
+            if reasons := list(unusable_requests(spec)):
+                raise ValueError(sentence(reasons))
             return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, vm_id=uuid4())
         except (MachineError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
@@ -103,14 +104,3 @@ class TrioHypervisor:
 def program_in(machine: Machine) -> GuestProgram:
     """The guest program whose state is in the machine's RAM: that is all a new host has to go by."""
     return StampGuest() if read_stamp(machine.memory) is not None else IdleGuest()
-
-
-def check_crucible_requests(spec: Spec) -> None:
-    """Raises ValueError unless every Crucible request is a JSON object with a type (instance-specs §6)."""
-    for key, backend in spec.of_kind(CrucibleStorageBackend):
-        try:
-            request = json.loads(backend.request_json)
-        except (ValueError, RecursionError):
-            request = None
-        if not isinstance(request, dict) or "type" not in request:
-            raise ValueError(f"backend {str(key)!r}: request_json is no volume construction request")

@@ -4,8 +4,8 @@ It only moves bytes; no rule of the migration is here.  Page contents go from th
 the socket, and from the socket into the machine's mapping.
 
 A peer that fails says so and closes.  While we are the ones who speak, that word may be waiting unread, so `send` looks
-before it writes; our own `Failure` goes out without a look, because the peer may be in full flow.  And a connection that
-is closed with unread data is reset, which destroys what we said last; so leaving drains before it closes.
+before it writes; our own `Failure` goes out without a look, because the peer may be in full flow.  And a connection
+that is closed with unread data is reset, which destroys what we said last; so leaving drains before it closes.
 """
 
 import select
@@ -41,7 +41,8 @@ class SocketLink:
         self.conversation = Conversation()
         self._socket = stream.socket
         self._deadlines = deadlines
-        self._preface_sent = self._preface_seen = False
+        self.peer_speaks_ours = False  # it has sent our preface
+        self._preface_sent = False
         self._ram_bytes = 0
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
         self._cancel_scope: trio.CancelScope | None = None
@@ -145,7 +146,7 @@ class SocketLink:
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        while self._preface_seen and self._readable.poll(0) and self.conversation.phase is not Phase.ENDED:
+        while self.peer_speaks_ours and self._readable.poll(0) and self.conversation.phase is not Phase.ENDED:
             with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
                 header, body = await self._read_frame()
             if not header.skippable:
@@ -196,11 +197,14 @@ class SocketLink:
                 self._torn = left > 0
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:
-        if not self._preface_seen:
-            frames.check_preface(bytes(await self._read(len(frames.PREFACE), stop_at=frames.PREFACE)))
-            self._preface_seen = True
+        if not self.peer_speaks_ours:
+            preface = await self._read(len(frames.PREFACE), stop_at=frames.PREFACE, between_frames=True)
+            frames.check_preface(bytes(preface))
+            self.peer_speaks_ours = True
         header = frames.decode_header(bytes(await self._read(frames.HEADER.size, between_frames=True)))
-        return header, bytes(await self._read(header.length))
+        body = bytes(await self._read(header.length))
+        frames.check_body(header, body)  # of skipped frames, too: a damaged type could make any frame vanish
+        return header, body
 
     async def _read(self, length: int, stop_at: bytes | None = None, between_frames: bool = False) -> bytearray:
         """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""

@@ -22,7 +22,12 @@ PROCESS_PATIENCE_S = 60.0
 
 
 class DaemonDied(Exception):
-    """A daemon process ended without saying why: a bug in it, or somebody killed it."""
+    """A daemon process ended before it had told how things went: `last_words` is the last line of its complaints."""
+
+    def __init__(self, side: str, exit_code: int | None, complaints: Sequence[str]) -> None:
+        self.exit_code = exit_code
+        self.last_words = complaints[-1] if complaints else "it said nothing"
+        super().__init__(f"the {side} daemon ended too early (exit code {exit_code}): {self.last_words}")
 
 
 @attrs.define
@@ -142,25 +147,27 @@ async def run_pair(options: PairOptions, watch: Callable[[Event], None]) -> Pair
         with trio.move_on_after(PROCESS_PATIENCE_S):
             listening = await source.until("listening")
         if source.last("listening") is None:
-            raise died(source)
+            raise await died(source)
         assert listening is not None
         async with daemon("target", (listening["address"], *options.target_arguments), watch) as target:
             arrived = await target.until("image")
             if arrived is None and not target.all("attempt ended"):
-                raise died(target)
+                raise await died(target)
             if arrived is not None and await source.until("image") is None:
-                raise died(source)
+                raise await died(source)
             await trio.sleep(options.after_s)
             for child in (target, source):
                 child.ask_to_end()
             for child in (target, source):
                 if await child.until("ended") is None:
-                    raise died(child)
+                    raise await died(child)
                 await child.process.wait()
     codes = {child.side: child.process.returncode or 0 for child in (source, target)}
     return PairResult(source=source.events, target=target.events, exit_codes=codes)
 
 
-def died(child: DaemonProcess) -> DaemonDied:
-    said = "; ".join(child.complaints[-3:]) or "it said nothing"
-    return DaemonDied(f"the {child.side} daemon ended too early (exit code {child.process.returncode}): {said}")
+async def died(child: DaemonProcess) -> DaemonDied:
+    """What to say of a process that has closed its output."""
+    with trio.move_on_after(PROCESS_PATIENCE_S):
+        await child.process.wait()
+    return DaemonDied(child.side, child.process.returncode, child.complaints)

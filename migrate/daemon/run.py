@@ -104,6 +104,8 @@ class Process:
     events: EventLog
     attached: bool
     exit_code: ExitCode | None = None
+    _bad_input: BadInput | None = None
+    _terminated: bool = False
     _done: trio.Event = attrs.field(factory=trio.Event)
 
     def end(self, code: ExitCode) -> None:
@@ -114,19 +116,43 @@ class Process:
 
     async def run(
         self, main: Callable[[trio.Nursery], Awaitable[None]], cancel_attempt: Callable[[], Cancelling]
-    ) -> None:
-        """Run `main` until it or somebody else calls `end`."""
+    ) -> ExitCode:
+        """Run `main` until it or somebody else calls `end`.
+
+        Raises:
+            BadInput: `main` did, in no group.
+        """
+
+        async def run_main() -> None:
+            try:
+                await main(nursery)
+            except BadInput as error:
+                self._bad_input = error
+                self._done.set()
+
+        signal.signal(signal.SIGTERM, self._note_termination)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals, cancel_attempt)
             if self.attached:
                 nursery.start_soon(self._heed_parent)
-            nursery.start_soon(main, nursery)
+            nursery.start_soon(run_main)
             await self._done.wait()
             nursery.cancel_scope.cancel()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a handler of ours would not last until the process is gone
+        if self._bad_input is not None:
+            raise self._bad_input
+        assert self.exit_code is not None, "the end has begun"
+        return self.exit_code
+
+    def _note_termination(self, *_: object) -> None:
+        """What SIGTERM does before `_heed_signals` listens, and after: who is ending already ends in its own way."""
+        self._terminated = True
 
     async def _heed_signals(self, cancel_attempt: Callable[[], Cancelling]) -> None:
         too_late_before = False
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            if self._terminated:
+                self.end(ExitCode.DONE)
             async for number in signals:
                 if number == signal.SIGTERM:
                     self.end(ExitCode.DONE)
@@ -189,11 +215,11 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
         await serve(daemon, listeners, events, options.audited)
         process.end(ExitCode.DONE)
 
-    await process.run(main, lambda: daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL)
-    assert process.exit_code is not None
+    code = await process.run(main, lambda: daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL)
+    if not daemons:  # ended while still booting
+        return code, await finish(None, [], events)
     daemon = daemons[0]
     report = await finish(daemon.runner, daemon.attempts, events)
-    code = process.exit_code
     in_doubt = daemon.attempts and daemon.attempts[-1].outcome is Outcome.IN_DOUBT
     return (ExitCode.NOT_DONE if code is ExitCode.DONE and in_doubt else code), report
 
@@ -251,11 +277,11 @@ async def run_target_daemon(options: TargetOptions, events: EventLog) -> tuple[E
         daemons: list[SourceDaemon | TargetDaemon] = [*sources, *targets]
         return daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL
 
-    await process.run(main, cancel_attempt)
-    assert process.exit_code is not None
+    code = await process.run(main, cancel_attempt)
     runner = targets[0].hypervisor.runner if targets else None
     attempts = [*(targets[0].attempts if targets else ()), *(sources[0].attempts if sources else ())]
-    return process.exit_code, await finish(runner, attempts, events)
+    report = await finish(runner, attempts, events)
+    return (ExitCode.INTERRUPTED if code is ExitCode.DONE and runner is None else code), report
 
 
 async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:

@@ -20,7 +20,7 @@ from migrate.daemon.link import SocketLink
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.engine.attempt import Attempt
 from migrate.engine.source import SourcePorts, SourceSettings, run_source, tell_failure
-from migrate.errors import MigrationError, NotOurProtocol
+from migrate.errors import MigrationError
 from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
 
@@ -83,7 +83,7 @@ class SourceDaemon:
             await link.hear_opening()
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))
-            if not isinstance(error, NotOurProtocol):
+            if link.peer_speaks_ours:
                 await tell_failure(link, "hello", error)
             return False
         return True

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 5.0
+TELL_FOR_S: Final = 600.0
+"""How long an owner tells a source that does not answer: the source has most likely heard it and gone."""
 
 
 @attrs.define
@@ -76,9 +78,10 @@ class TargetDaemon:
         return None
 
     async def keep_telling(self, arrived: Arrived) -> None:
-        """Until the source has heard that the machine runs here, tell it again."""
-        await self._until_settled(lambda ports: settle_ownership(ports.link, arrived))
-        self.events.tell("settled", generation=arrived.generation)
+        """Tell the source again that the machine runs here, until it has heard it or has been gone for a while."""
+        with trio.move_on_after(TELL_FOR_S):
+            await self._until_settled(lambda ports: settle_ownership(ports.link, arrived))
+            self.events.tell("settled", generation=arrived.generation)
 
     def cancel_attempt(self) -> Cancelling:
         """End the attempt that is in progress, and all further ones, if it can still be undone."""

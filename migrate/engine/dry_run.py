@@ -15,6 +15,7 @@ from migrate.engine.negotiation import (
 )
 from migrate.reasons import Reason
 from migrate.releases import Release
+from migrate.specs.crucible import unusable_requests
 from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram
@@ -47,6 +48,8 @@ def would_migrate(spec: Spec, source: Release, target: Release, guest: GuestProg
     """Boot the machine in memory with `guest`, and judge it as a target of release `target` would."""
     if spec.board.memory_mb > MEMORY_MB:
         spec = attrs.evolve(spec, board=attrs.evolve(spec.board, memory_mb=MEMORY_MB))
+    if reasons := tuple(unusable_requests(spec)):
+        return Verdict(reasons=reasons)
     try:
         machine = Machine.create(spec, host_clock=ManualClock(), counters=InjectionCounters())
     except MachineError as error:

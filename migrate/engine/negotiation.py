@@ -105,14 +105,14 @@ def judge(preamble: Preamble, release: Release, replacements: Replacements) -> A
 
 
 def _no_common_version(preamble: Preamble, release: Release) -> Iterator[Reason]:
-    """Why none of the versions that the target knows was offered."""
-    seen: set[tuple[str, str]] = set()
-    for withheld in preamble.withheld:
-        for reason in withheld.reasons if withheld.version in release.specs else ():
-            if (reason.component, reason.field) not in seen:
-                seen.add((reason.component, reason.field))
-                yield reason
-    if not seen:
+    """Why none of the versions that the target knows was offered: what the newest of them cannot carry.
+
+    Older ones may lack more, but that would be no obstacle if only this were gone.
+    """
+    newest = next((withheld for withheld in preamble.withheld if withheld.version in release.specs), None)
+    if newest is not None and newest.reasons:
+        yield from newest.reasons
+    else:
         offered = ", ".join(str(variant.version) for variant in preamble.variants) or "none"
         yield Reason(
             component="release",

@@ -15,6 +15,10 @@ CLOCK_TOLERANCE_NS: Final = 20_000_000
 """Both daemons are on one host, so the guest's boot time may differ only by how its two clocks drifted meanwhile."""
 
 
+NAMED_MAX: Final = 10
+"""How many records a violation lists."""
+
+
 @attrs.frozen(kw_only=True)
 class Evidence:
     """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied."""
@@ -54,10 +58,10 @@ def _never_two_runners(evidence: Evidence) -> Iterator[str]:
     if taken is None:
         return
     paused = [event for event in evidence.pair.source if event["event"] == "phase" and event["phase"] == "last ram"]
-    resumed = [event for event in evidence.pair.source if event["event"] == "rolled back"]
+    resumed = evidence.last("source", "rolled back")
     if not paused or paused[-1]["at_ns"] > taken["at_ns"]:
         yield "the target ran the machine before the source had paused it"
-    if resumed and resumed[-1]["at_ns"] > paused[-1]["at_ns"]:
+    elif resumed is not None and resumed["at_ns"] > paused[-1]["at_ns"]:
         yield "the source resumed the machine although the target runs it"
 
 
@@ -109,10 +113,18 @@ def _records(evidence: Evidence) -> Iterator[str]:
         return
     for problem in ("lost", "repeated"):
         if guest[f"records_{problem}"]:
-            yield f"console records {problem}: {guest[f'records_{problem}'][:10]}"
+            yield f"console records {problem}: {_some(guest[f'records_{problem}'])}"
     for problem in ("out_of_order", "torn"):
         if guest[f"records_{problem}"]:
             yield f"{guest[f'records_{problem}']} console records are {problem.replace('_', ' ')}"
+    found, printed = guest["records_found"], guest["records_acknowledged"]
+    if not guest["records_lost"] and found < printed:
+        yield f"the last console records are lost: {found} of {printed} are there"
+
+
+def _some(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - NAMED_MAX} more" if len(numbers) > NAMED_MAX else ""
+    return ", ".join(map(str, numbers[:NAMED_MAX])) + more
 
 
 def _stale_pages(evidence: Evidence) -> Iterator[str]:
@@ -123,16 +135,17 @@ def _stale_pages(evidence: Evidence) -> Iterator[str]:
 
 def _failed_after_resume(evidence: Evidence) -> Iterator[str]:
     """Propolis #811: a failure that is visible before the source runs again invites a retry that races the resume."""
-    rolled_back = False
+    paused = False
     for event in evidence.pair.source:
-        if event["event"] == "attempt":
-            rolled_back = False
-        elif event["event"] == "rolled back":
-            rolled_back = True
-        elif event["event"] == "attempt ended" and event["outcome"] in ("failed", "refused"):
-            past_hello = event["phase"] != "hello"
-            if past_hello and not rolled_back:
-                yield f"an attempt was reported as {event['outcome']} before the source ran again"
+        match event["event"]:
+            case "phase" if event["phase"] == "pause":
+                paused = True
+            case "rolled back":
+                paused = False
+            case "attempt ended":
+                if paused and event["outcome"] in ("failed", "refused"):
+                    yield f"an attempt was reported as {event['outcome']} before the source ran again"
+                paused = False  # or given away: then it is not to run here
 
 
 def _orderly_end(evidence: Evidence) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """The result of a rehearsal in the shape that the command-line contract promises."""
 
-from itertools import zip_longest
-from typing import Any
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Final
 
 import attrs
 
@@ -11,11 +12,19 @@ from migrate.rehearsal.audit import AuditResult, Evidence
 Json = dict[str, Any]
 
 
+ATTEMPT_KEYS: Final = ("outcome", "phase", "error", "spec_version", "payloads", "rounds", "ledger")
+"""Of what is known of an attempt, what the contract promises."""
+
+
 @attrs.frozen(kw_only=True)
 class RehearsalResult:
-    """`document` is what `--json` prints."""
+    """`document` is what `--json` prints.  `attempts` are its attempts with what people want to read besides.
+
+    That is: `reasons` of a refusal, `why_not_newer` for the spec version, `warnings`.
+    """
 
     document: Json
+    attempts: list[Json]
 
     @property
     def outcome(self) -> str:
@@ -31,17 +40,18 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
     """Lay what both sides told side by side."""
     attempts = [
         _attempt(ours, theirs)
-        for ours, theirs in zip_longest(
+        for ours, theirs in _pairs(
             _all(evidence.pair.source, "attempt ended"), _all(evidence.pair.target, "attempt ended")
         )
     ]
     guest = evidence.guest()
     resumed = evidence.last("target", "guest resumed")
     return RehearsalResult(
+        attempts=attempts,
         document={
             "outcome": _outcome(attempts),
             "owner": _owner(evidence),
-            "attempts": attempts,
+            "attempts": [{key: attempt[key] for key in ATTEMPT_KEYS} for attempt in attempts],
             "ram_bytes": ram_bytes,
             "ram_bytes_sent": sum(round_["bytes"] for attempt in attempts for round_ in attempt["rounds"]),
             "guest": {
@@ -52,12 +62,29 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
             "audit": audited.as_json(),
             "faults_fired": [],
             "seed": seed,
-        }
+        },
     )
 
 
 def _all(events: list[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
+
+
+def _pairs(sources: list[Event], targets: list[Event]) -> Iterator[tuple[Event | None, Event | None]]:
+    """Both views of each attempt, in order of time; None for a side that knew nothing of it.
+
+    The source's view begins when it hears a target's hello, so it belongs to the last attempt that a target had begun;
+    a second one in that time is the settlement of the first.
+    """
+    began = [*(target["started_ns"] for target in targets), float("inf")]
+    for source in sources:
+        if source["started_ns"] < began[0]:
+            yield source, None
+    for target, (since, until) in zip(targets, pairwise(began), strict=True):
+        of_target = [source for source in sources if since <= source["started_ns"] < until]
+        yield of_target[0] if of_target else None, target
+        for source in of_target[1:]:
+            yield source, None
 
 
 def _outcome(attempts: list[Json]) -> str:

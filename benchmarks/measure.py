@@ -1,0 +1,84 @@
+"""Two ways to do the same work, timed in turns, so that whatever else the host is doing disturbs both alike.
+
+A ratio is our speed over the peer's: 1 is as fast, 0.5 takes twice as long.  A limit says below which ratio something
+has changed for the worse; it has about 25 % slack, which runs on a shared host need.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """`ours_s` and `peer_s` are the medians of `runs` interleaved runs; `amount` of `unit` is done in each."""
+
+    path: str
+    peer: str
+    ours_s: float
+    peer_s: float
+    runs: int
+    limit: float
+    amount: float
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        return self.peer_s / self.ours_s
+
+    def __str__(self) -> str:
+        verdict = "" if self.ratio >= self.limit else "   below the limit"
+        ours, theirs = self.amount / self.ours_s, self.amount / self.peer_s
+        return (
+            f"{self.path}\n  ratio {self.ratio:.2f} (limit {self.limit:g}){verdict}\n"
+            f"  {ours:,.4g} {self.unit}/s against {theirs:,.4g} of {self.peer}; {self.runs} interleaved runs, medians"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "ratio": self.ratio}
+
+
+def compare(
+    path: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    against: str,
+    limit: float,
+    amount: float = 1,
+    unit: str = "times",
+    repeats: int = 1,
+    runs: int = 11,
+) -> Result:
+    """Time `ours` and `peer` in turns; each run does its work `repeats` times, with the garbage collector at rest."""
+    timed: tuple[list[float], list[float]] = ([], [])
+    ours(), peer()  # caches are warm, imports done
+    gc.disable()
+    try:
+        for _ in range(runs):
+            for work, times in zip((ours, peer), timed, strict=True):
+                times.append(seconds(work, repeats) / repeats)
+            gc.collect()
+    finally:
+        gc.enable()
+    return Result(
+        path=path,
+        peer=against,
+        ours_s=median(timed[0]),
+        peer_s=median(timed[1]),
+        runs=runs,
+        limit=limit,
+        amount=amount,
+        unit=unit,
+    )
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return time.perf_counter() - start

@@ -1,0 +1,192 @@
+"""`migrate releases` and `migrate check`: what builds know, and whether a machine would migrate between two of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import EXAMPLE, call
+from tests.corpus import FIXTURES
+from tests.documents import document
+from tests.test_cli_specs import REASON_KEYS, assert_for_people, written
+
+Capsys = pytest.CaptureFixture[str]
+
+BOOT_DISK = "b1f2f1e0-5d0c-4f8e-8d8b-3c6f1fd0a9d2:device"
+CAUTIOUS = '[cautious]\nspecs = [2, 1]\n[cautious.payloads]\nuart-16550 = [1]\n"qemu-fwcfg" = [2]\n'
+
+
+def fixture(name: str) -> Path:
+    return FIXTURES / f"specs/valid/{name}.json"
+
+
+# releases
+
+
+def test_releases_are_listed_with_what_they_know(capsys: Capsys) -> None:
+    said = call(capsys, "releases", "--json")
+    assert (said.code, said.err) == (0, "")
+    assert all(set(release) == {"name", "specs", "payloads"} for release in said.document)
+    assert {release["name"]: release["specs"] for release in said.document} == {
+        "r1": [1],
+        "r2": [2, 1],
+        "r3": [3, 2, 1],
+        "r6": [6, 3, 2, 1],
+    }
+    for release in said.document:
+        assert release["payloads"]["pci-virtio"] == [3]
+
+
+def test_the_table_of_releases_has_a_column_for_each(capsys: Capsys) -> None:
+    said = call(capsys, "releases")
+    assert_for_people(said.out)
+    heading, _, specs, *_ = said.out.splitlines()
+    assert heading.split() == ["versions", "of", "r1", "r2", "r3", "r6"]
+    assert specs.split() == ["spec", "1", "2,", "1", "3,", "2,", "1", "6,", "3,", "2,", "1"]
+
+
+def test_a_file_adds_releases(capsys: Capsys, tmp_path: Path) -> None:
+    said = call(capsys, "releases", "--json", "--releases", written(tmp_path / "ours.toml", CAUTIOUS))
+    assert [release["name"] for release in said.document] == ["r1", "r2", "r3", "r6", "cautious"]
+    assert said.document[-1] == {
+        "name": "cautious",
+        "specs": [2, 1],
+        "payloads": {"uart-16550": [1], "qemu-fwcfg": [2]},
+    }
+
+
+def test_a_file_overrides_a_release_of_the_same_name(capsys: Capsys, tmp_path: Path) -> None:
+    file = written(tmp_path / "ours.toml", CAUTIOUS.replace("cautious", "r6"))
+    said = call(capsys, "releases", "--json", "--releases", file)
+    assert {release["name"]: release["specs"] for release in said.document}["r6"] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[x]\nspecs = [7]\npayloads = {}\n", "release 'x': there is no spec version 7; there are 1, 2, 3, 6"),
+        ("[x]\nspecs = []\npayloads = {}\n", "release 'x' knows no spec version; give it at least one"),
+        (
+            "[x]\nspecs = [1]\npayloads = {nvme-ctrl = [9]}\n",
+            "release 'x': there is no payload 'nvme-ctrl' version 9; there are 2",
+        ),
+        (
+            "[x]\nspecs = [1]\npayloads = {floppy = [1]}\n",
+            "release 'x': there is no payload 'floppy' version 1; there are none",
+        ),
+        ("[x]\npayloads = {}\n", "specs"),
+        ("[x]\nspecs = 'all'\npayloads = {}\n", "x.specs"),
+        ("[x]\nspecs = [1]\npayloads = {}\nspec = [1]\n", "'spec'"),
+        ("x = 1\n", "x"),
+        ("{}", "line 1"),
+    ],
+)
+def test_a_bad_releases_file_is_named_with_what_is_wrong(
+    text: str, problem: str, capsys: Capsys, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "ours.toml", text)
+    for command in (("releases",), ("check", EXAMPLE), ("rehearse", EXAMPLE), ("source", EXAMPLE)):
+        said = call(capsys, *command, "--releases", file)
+        assert (said.code, said.out) == (2, "")
+        assert said.complaint.startswith(f"migrate: {file}: ")
+        assert problem in said.complaint
+
+
+def test_a_releases_file_that_cannot_be_read_is_named_with_why(capsys: Capsys, tmp_path: Path) -> None:
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    for file, why in [
+        (tmp_path / "none.toml", "cannot be read: No such file or directory"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (binary, "byte 0 is not UTF-8"),
+    ]:
+        said = call(capsys, "releases", "--releases", file)
+        assert (said.code, said.complaint) == (2, f"migrate: {file}: {why}")
+
+
+# check
+
+
+@pytest.mark.parametrize(
+    ("name", "from_", "to", "spec_version"),
+    [
+        ("v1-control-plane-crucible", "r6", "r6", 6),
+        ("v1-control-plane-crucible", "r6", "r3", 3),
+        ("v1-control-plane-crucible", "r6", "r1", 1),
+        ("v1-control-plane-crucible", "r1", "r6", 1),
+        ("v1-control-plane-crucible", "r2", "r3", 2),
+        ("v2-smbios-bare", "r6", "r2", 2),
+        ("v2-smbios-bare", "r3", "r6", 3),
+        ("v6-minimal", "r6", "r1", 1),
+        ("v6-local-no-write-cache", "r6", "r6", 6),
+        ("v1-test-suite-hyperv-file", "r6", "r1", 1),
+    ],
+)
+def test_a_machine_migrates_in_the_newest_version_that_both_know(
+    name: str, from_: str, to: str, spec_version: int, capsys: Capsys
+) -> None:
+    said = call(capsys, "check", fixture(name), "--from", from_, "--to", to, "--json")
+    assert said.code == 0
+    assert set(said.document) == {"verdict", "spec_version", "payloads", "reasons"}
+    assert (said.document["verdict"], said.document["reasons"]) == ("ok", [])
+    assert said.document["spec_version"] == spec_version
+    assert said.document["payloads"]
+
+
+def test_an_accepted_machine_names_the_payload_versions_of_each_device(capsys: Capsys) -> None:
+    payloads = call(capsys, "check", EXAMPLE, "--json").document["payloads"]
+    assert payloads["com1"] == {"uart-16550": 1}
+    assert payloads[BOOT_DISK] == {"pci-device": 1, "nvme-ctrl": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "from_", "to", "obstacles"),
+    [
+        ("v6-local-no-write-cache", "r6", "r3", [(BOOT_DISK, "has_write_cache")]),
+        ("v6-local-no-write-cache", "r1", "r6", [(BOOT_DISK, "has_write_cache")]),
+        ("v2-smbios-bare", "r6", "r1", [("smbios", "smbios")]),
+        ("v2-smbios-bare", "r1", "r6", [("smbios", "smbios")]),
+        ("v3-vsock", "r6", "r6", [("vsock", "type")]),
+        ("v3-vsock", "r6", "r2", [("vsock", "type"), ("vsock", "type")]),
+    ],
+)
+def test_a_machine_that_would_be_refused_is_told_component_and_field(
+    name: str, from_: str, to: str, obstacles: list[tuple[str, str]], capsys: Capsys
+) -> None:
+    said = call(capsys, "check", fixture(name), "--from", from_, "--to", to, "--json")
+    assert (said.code, said.err) == (1, "")
+    assert (said.document["verdict"], said.document["spec_version"], said.document["payloads"]) == ("refused", None, {})
+    assert all(set(reason) == REASON_KEYS for reason in said.document["reasons"])
+    assert [(reason["component"], reason["field"]) for reason in said.document["reasons"]] == obstacles
+
+
+def test_a_release_that_lacks_a_payload_refuses_the_device_that_needs_it(capsys: Capsys, tmp_path: Path) -> None:
+    file = written(tmp_path / "ours.toml", CAUTIOUS)
+    said = call(capsys, "check", EXAMPLE, "--to", "cautious", "--releases", file, "--json")
+    assert said.code == 1
+    assert {"component": BOOT_DISK, "field": "nvme-ctrl"}.items() <= {
+        key: reason[key]
+        for reason in said.document["reasons"]
+        for key in ("component", "field")
+        if reason["field"] == "nvme-ctrl"
+    }.items()
+
+
+def test_an_overriding_release_decides(capsys: Capsys, tmp_path: Path) -> None:
+    older = written(tmp_path / "ours.toml", "[r6]\nspecs = [1]\n[r6.payloads]\nqemu-fwcfg = [2]\nuart-16550 = [1]\n")
+    spec = written(tmp_path / "spec.json", document({"com1": {"type": "serial_port", "component": {"num": "com1"}}}))
+    assert call(capsys, "check", spec, "--json").document["spec_version"] == 6
+    assert call(capsys, "check", spec, "--json", "--releases", older).document["spec_version"] == 1
+
+
+@pytest.mark.parametrize("to", ["r6", "r1"])
+@pytest.mark.parametrize("name", ["v1-control-plane-crucible", "v6-kitchen-sink", "v6-local-no-write-cache"])
+def test_a_verdict_for_people_fits_80_columns(name: str, to: str, capsys: Capsys) -> None:
+    said = call(capsys, "check", fixture(name), "--to", to)
+    assert_for_people(said.out)
+    heading = said.out.split("\n  ")[0]
+    assert ("refused" if said.code else "ok, in spec version") in heading
+
+
+def test_the_guest_decides_nothing_of_these_releases(capsys: Capsys) -> None:
+    idle, stamp = (call(capsys, "check", EXAMPLE, "--guest", guest, "--json") for guest in ("idle", "stamp"))
+    assert idle.document == stamp.document
