@@ -1,4 +1,4 @@
-"""What devices find around them: guest RAM, interrupts, storage, the network.  And how the guest reaches devices: a bus.
+"""What devices find around them (guest RAM, interrupts, storage, network), and how the guest reaches them (a bus).
 
 A device is attached to one `Platform` when its machine is made.  Nothing of a platform travels in a device's payload:
 pending interrupts are state of the vCPU that has not taken them (`sim_vmm.devices.vcpu`).

@@ -238,9 +238,7 @@ class DriverQueue:
         count, last = self._chain_length(head)
         raw = bytearray(self.memory.read(self.addresses.descriptors + DESCRIPTOR.size * last, DESCRIPTOR.size))
         gpa, length, _, _ = DESCRIPTOR.unpack(raw)
-        self.memory.write(
-            self.addresses.descriptors + DESCRIPTOR.size * last, DESCRIPTOR.pack(gpa, length, 0, first)
-        )
+        self.memory.write(self.addresses.descriptors + DESCRIPTOR.size * last, DESCRIPTOR.pack(gpa, length, 0, first))
         self._save(head, free + count, (seen + 1) & U16_MAX)
         return head, written
 
