@@ -19,6 +19,7 @@ import attrs
 from sim_vmm.devices.base import Arrived, Device, Refuse, refusal
 from sim_vmm.memory import ram_layout
 from sim_vmm.payloads import FwCfgEntry, FwCfgSelected, FwCfgValueKind, Payload, QemuFwCfgV2, Schema
+from sim_vmm.payloads.directory import FILE_NAME_BYTES, SELECTOR_FIRST_FILE, SELECTOR_INVALID, content_of
 from sim_vmm.spec import SmbiosType1, Spec
 from sim_vmm.spec.components import BootSettings, NvmeDisk, VirtioDisk
 
@@ -28,14 +29,6 @@ SELECTOR_SIGNATURE: Final = 0x0000
 SELECTOR_ID: Final = 0x0001
 SELECTOR_CPU_COUNT: Final = 0x0005
 SELECTOR_FILE_DIR: Final = 0x0019
-#: Files have selectors from here on.
-SELECTOR_FIRST_FILE: Final = 0x0020
-#: Selects nothing.
-SELECTOR_INVALID: Final = 0xFFFF
-
-#: Bytes of a name in the file directory, its terminating zero included.
-FILE_NAME_BYTES: Final = 56
-RAM_FB_BYTES: Final = 28
 E820_RAM: Final = 1
 
 
@@ -50,6 +43,7 @@ class FwCfg(Device):
         self._selected: FwCfgSelected | None = None
         self._by_selector: dict[int, FwCfgEntry] = {}
         self._derive()
+        self.note_birth()
 
     @property
     def entries(self) -> tuple[FwCfgEntry, ...]:
@@ -67,7 +61,7 @@ class FwCfg(Device):
         if entry is None:
             self._selected = None
             return
-        cached = self._file_dir() if entry.kind is FwCfgValueKind.FILE_DIR else None
+        cached = content_of(entry, self._entries) if entry.kind is FwCfgValueKind.FILE_DIR else None
         self._selected = FwCfgSelected(selector=selector, offset=0, cached_value=cached)
 
     def read(self, length: int) -> bytes:
@@ -77,7 +71,7 @@ class FwCfg(Device):
             return bytes(length)
         content = selected.cached_value
         if content is None:
-            content = self._content(self._by_selector[selected.selector])
+            content = content_of(self._by_selector[selected.selector], self._entries)
         data = content[selected.offset : selected.offset + length]
         self._selected = attrs.evolve(selected, offset=min(selected.offset + length, len(content)))
         return data.ljust(length, b"\0")
@@ -88,25 +82,7 @@ class FwCfg(Device):
         if entry is None:
             raise KeyError(f"fw_cfg has no entry {name!r}")
         self.select(entry.selector)
-        return self.read(len(self._content(entry)))
-
-    def _content(self, entry: FwCfgEntry) -> bytes:
-        match entry.kind:
-            case FwCfgValueKind.FILE_DIR:
-                return self._file_dir()
-            case FwCfgValueKind.RAM_FB:
-                return bytes(RAM_FB_BYTES)
-            case FwCfgValueKind.BYTES:
-                return entry.bytes
-
-    def _file_dir(self) -> bytes:
-        """Big-endian: the number of files, then each file's size, selector, two reserved bytes and name."""
-        files = [entry for entry in self._entries if entry.selector >= SELECTOR_FIRST_FILE]
-        listing = (
-            struct.pack(f">IHH{FILE_NAME_BYTES}s", len(self._content(file)), file.selector, 0, file.name.encode())
-            for file in files
-        )
-        return struct.pack(">I", len(files)) + b"".join(listing)
+        return self.read(len(content_of(entry, self._entries)))
 
     def _derive(self) -> None:
         self._by_selector = {entry.selector: entry for entry in self._entries}

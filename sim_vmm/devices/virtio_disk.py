@@ -2,8 +2,8 @@
 
 from typing import ClassVar, Final
 
-from sim_vmm.devices.base import Arrived, Device
-from sim_vmm.devices.pci import PciFunction, mmio_base, ring_base
+from sim_vmm.devices.base import Arrived
+from sim_vmm.devices.pci import PciDevice, PciFunction, mmio_base, ring_base
 from sim_vmm.devices.virtio import VIRTIO_BARS, QueueShape, VirtioTransport
 from sim_vmm.payloads import Payload, PciDeviceV1, PciVirtioV3, Schema
 from sim_vmm.spec import PciPath
@@ -16,14 +16,14 @@ FEATURE_BLOCK_SIZE: Final = 1 << 6
 FEATURE_FLUSH: Final = 1 << 9
 
 
-class VirtioDisk(Device):
+class VirtioDisk(PciDevice):
     kind: ClassVar[str] = "virtio_disk"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = ((PciVirtioV3.SCHEMA,), (PciDeviceV1.SCHEMA,))
 
     def __init__(self, key: str, path: PciPath, *, readonly: bool) -> None:
         super().__init__(key)
         self._path = path
-        self.pci = PciFunction(key, VIRTIO_BARS, vectors=2)
+        self.pci = PciFunction(key, VIRTIO_BARS, vectors=2, path=path, msix_bar=1)
         self.virtio = VirtioTransport(
             self.pci,
             shapes=[QueueShape(QUEUE_SIZE)],
@@ -31,6 +31,7 @@ class VirtioDisk(Device):
             features=FEATURE_BLOCK_SIZE | FEATURE_FLUSH | (FEATURE_READ_ONLY if readonly else 0),
             config_size=CONFIG_BYTES,
         )
+        self.note_birth()
 
     def driver_probe(self) -> None:
         self.pci.configure(mmio_base(self._path))

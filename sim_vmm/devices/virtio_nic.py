@@ -10,8 +10,8 @@ from typing import ClassVar, Final
 
 import attrs
 
-from sim_vmm.devices.base import Arrived, Device, refusal
-from sim_vmm.devices.pci import PciFunction, mmio_base, ring_base
+from sim_vmm.devices.base import Arrived, refusal
+from sim_vmm.devices.pci import PciDevice, PciFunction, mmio_base, ring_base
 from sim_vmm.devices.virtio import TRANSPORT_FEATURES, VIRTIO_BARS, QueueShape, VirtioTransport
 from sim_vmm.integers import U16_MAX
 from sim_vmm.payloads import Payload, PciDeviceV1, PciVirtioV3, PciVirtioVionaV1, Promisc, Schema
@@ -67,20 +67,21 @@ def queue_shapes(pairs: int) -> list[QueueShape]:
     return [QueueShape(RX_QUEUE_SIZE), QueueShape(TX_QUEUE_SIZE)] * pairs + [QueueShape(CONTROL_QUEUE_SIZE, True)]
 
 
-class VirtioNic(Device):
+class VirtioNic(PciDevice):
     kind: ClassVar[str] = "virtio_nic"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = (
         (PciVirtioV3.SCHEMA,),
         (PciDeviceV1.SCHEMA,),
         (PciVirtioVionaV1.SCHEMA,),
     )
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({PciVirtioVionaV1.SCHEMA.kind})
 
     def __init__(self, key: str, path: PciPath, mac: bytes) -> None:
         """`mac` is the NIC's own address, 6 bytes."""
         super().__init__(key)
         self._path = path
         self._mac = mac
-        self.pci = PciFunction(key, VIRTIO_BARS, vectors=2 * PAIRS_MAX + 2)
+        self.pci = PciFunction(key, VIRTIO_BARS, vectors=2 * PAIRS_MAX + 2, path=path, msix_bar=1)
         self.virtio = VirtioTransport(
             self.pci,
             shapes=queue_shapes(1),
@@ -91,6 +92,7 @@ class VirtioNic(Device):
         )
         self._viona = PciVirtioVionaV1(promisc=Promisc.NONE, filter=0, unicast_mac_filters=(), multicast_mac_filters=())
         self.link = KernelLink()
+        self.note_birth()
 
     def driver_probe(self) -> None:
         self.pci.configure(mmio_base(self._path))
