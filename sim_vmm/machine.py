@@ -1,4 +1,7 @@
-"""A machine: memory, clock, console and devices, made from a spec.  What may be done to it when is in lifecycle.py.
+"""A machine: memory, clock, console, processors and devices, made from a spec; when what may be done: lifecycle.py.
+
+A guest reaches `memory`, its `vcpus`, and the devices through `bus`.  Devices act when the guest touches them and when
+the machine is polled, which whoever runs the guest does between its steps.
 
 Devices are in key order, UUIDs by their bytes before names by theirs, and are exported in it (device-payloads §3).
 Import is strict: every device that has state must get it, and nothing else may arrive.
@@ -11,6 +14,7 @@ from uuid import UUID
 
 import attrs
 
+from sim_vmm.bus import Bus
 from sim_vmm.clock import GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
 from sim_vmm.devices import fw_cfg
@@ -18,12 +22,15 @@ from sim_vmm.devices.base import Device
 from sim_vmm.devices.errors import DeviceTwice, UnknownDevice
 from sim_vmm.devices.factory import make_devices
 from sim_vmm.devices.failure_injector import InjectionCounters
+from sim_vmm.devices.pci import PciDevice
 from sim_vmm.devices.uart import Uart
+from sim_vmm.devices.vcpu import InterruptController, Vcpu
 from sim_vmm.initialisation import InitialisationError, check_initialisation
 from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
 from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import Payload, Schema
-from sim_vmm.spec import Spec, SpecKey
+from sim_vmm.platform import Platform
+from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort
 
 __all__ = [
@@ -92,9 +99,15 @@ class Machine:
         self.failure: str | None = None
         made = make_devices(spec, self.console.append, counters)
         made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), vm_id))
+        self.interrupts: Final = InterruptController(spec.board.cpus)
+        made |= {SpecKey.parse(vcpu.key): vcpu for vcpu in self.interrupts.vcpus}
         self.devices: Final[Mapping[str, Device]] = MappingProxyType(
             {str(key): device for key, device in sorted(made.items())}
         )
+        platform = Platform(memory, self.interrupts)
+        for device in self.devices.values():
+            device.attach(platform)
+        self.bus: Final = Bus(self.devices.values())
 
     @classmethod
     def create(
@@ -132,7 +145,10 @@ class Machine:
         self._advance(Verb.RECEIVE)
 
     def pause(self) -> None:
+        """Stop the guest; devices finish what must not be cut in two, and keep the rest in their queues."""
         self._advance(Verb.PAUSE)
+        for device in self.devices.values():
+            device.quiesce()
 
     def resume(self) -> None:
         self._advance(Verb.RESUME)
@@ -144,6 +160,30 @@ class Machine:
         """The machine is lost; `failure` says why."""
         self._advance(Verb.FAIL)
         self.failure = reason
+
+    def poll(self) -> None:
+        """Let every device do the work that waits for it, in key order: see `Device.poll`.
+
+        Raises:
+            IllegalTransition: the machine is not running.
+        """
+        self._require("poll", MachineState.RUNNING)
+        for device in self.devices.values():
+            device.poll()
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        return self.interrupts.vcpus
+
+    @property
+    def lines(self) -> Mapping[str, bool]:
+        """The level of each device's interrupt pin, by device key, of those that have driven theirs."""
+        return self.interrupts.lines
+
+    @property
+    def pci_paths(self) -> dict[str, PciPath]:
+        """Where each PCI device is, by device key and in key order: the index in it is the one of `driver_area`."""
+        return {key: device.pci.path for key, device in self.devices.items() if isinstance(device, PciDevice)}
 
     @property
     def com1(self) -> Uart:
