@@ -10,19 +10,20 @@ Import is strict: every device that has state must get it, and nothing else may 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, Self
-from uuid import UUID
 
 import attrs
 
+from sim_vmm.birth import NEWEST, Birth
 from sim_vmm.bus import Bus
-from sim_vmm.clock import GuestClock, HostClock
+from sim_vmm.clock import NS_PER_S, GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
-from sim_vmm.devices import fw_cfg
+from sim_vmm.devices import fw_cfg, rtc
 from sim_vmm.devices.base import Device
 from sim_vmm.devices.errors import DeviceTwice, UnknownDevice
 from sim_vmm.devices.factory import make_devices
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.devices.pci import PciDevice
+from sim_vmm.devices.places import Place
 from sim_vmm.devices.uart import Uart
 from sim_vmm.devices.vcpu import InterruptController, Vcpu
 from sim_vmm.initialisation import InitialisationError, check_initialisation
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 MIB: Final = 1 << 20
-NIL_UUID: Final = UUID(int=0)
 
 
 @attrs.frozen(str=False)
@@ -76,29 +76,31 @@ class DeviceState:
     payloads: tuple[Payload, ...]
 
 
-#: Chooses one of the schemas, newest first, in which the device of this key can export a payload.
-Choose = Callable[[str, tuple[Schema, ...]], Schema]
+#: Chooses what is to stand in a place: one of its schemas, or None to leave an optional one empty.
+Choose = Callable[[Place], Schema | None]
 
 
-def newest(_key: str, schemas: tuple[Schema, ...]) -> Schema:
+def newest(place: Place) -> Schema:
     """The choice between two daemons of the same release."""
-    return schemas[0]
+    return place.schemas[0]
 
 
 class Machine:
     """One emulated machine.  Make it with `create`; close it, or use it as a context manager."""
 
     def __init__(
-        self, spec: Spec, memory: GuestMemory, clock: GuestClock, counters: InjectionCounters, vm_id: UUID
+        self, spec: Spec, memory: GuestMemory, clock: GuestClock, counters: InjectionCounters, birth: Birth
     ) -> None:
         self.spec: Final = spec
+        self.birth: Final = birth
         self.memory: Final = memory
         self.clock: Final = clock
         self.console: Final = ConsoleHistory()
         self.state = MachineState.CREATING
         self.failure: str | None = None
-        made = make_devices(spec, self.console.append, counters)
-        made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), vm_id))
+        made = make_devices(spec, self.console.append, counters, birth)
+        made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), birth))
+        made[SpecKey.parse(rtc.KEY)] = rtc.Rtc(clock, clock.export().hres_sec * NS_PER_S)
         self.interrupts: Final = InterruptController(spec.board.cpus)
         made |= {SpecKey.parse(vcpu.key): vcpu for vcpu in self.interrupts.vcpus}
         self.devices: Final[Mapping[str, Device]] = MappingProxyType(
@@ -117,9 +119,11 @@ class Machine:
         host_clock: HostClock,
         counters: InjectionCounters,
         memory_bytes: int | None = None,
-        vm_id: UUID = NIL_UUID,
+        birth: Birth = NEWEST,
     ) -> Self:
-        """A new machine, all reset.  `memory_bytes` replaces the RAM size of the spec, for tests.
+        """A new machine, all reset, which shows its guest what `birth` says.
+
+        `memory_bytes` replaces the RAM size of the spec, for tests.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
@@ -131,7 +135,7 @@ class Machine:
             raise MachineError(tuple(errors))
         memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
         try:
-            return cls(spec, memory, GuestClock(host_clock), counters, vm_id)
+            return cls(spec, memory, GuestClock(host_clock), counters, birth)
         except BaseException:
             memory.close()
             raise
@@ -205,7 +209,7 @@ class Machine:
         """What `export_devices` would give now, as a rehearsal: in any state, and no fault is injected.
 
         Raises:
-            NotMigratable, SchemaNotOffered: as `Device.export`.
+            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`.
         """
         return tuple(self._export(device, choose) for device in self.devices.values() if _travels(device))
 
@@ -214,7 +218,7 @@ class Machine:
 
         Raises:
             IllegalTransition: the machine is not paused.
-            NotMigratable, SchemaNotOffered: as `Device.export`.
+            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`.
             InjectedFailure: by a failure injector.
         """
         self._require("export the devices of", MachineState.PAUSED)
@@ -258,8 +262,8 @@ class Machine:
         self.close()
 
     def _export(self, device: Device, choose: Choose) -> DeviceState:
-        chosen = [choose(device.key, schemas) for schemas in device.exports()]
-        return DeviceState(device.key, device.export(chosen))
+        expressed = (place.express(choose(place)) for place in device.places())
+        return DeviceState(device.key, tuple(payload for payload in expressed if payload is not None))
 
     def _advance(self, verb: Verb) -> None:
         move = (self.state, verb)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from sim_vmm.birth import NEWEST, Birth
 from sim_vmm.devices.base import Device
 from sim_vmm.devices.blob import BlobBackend, decode_blob
 from sim_vmm.devices.failure_injector import FailureInjector, InjectionCounters
@@ -30,17 +31,20 @@ _REFUSING: Final[dict[type[components.Component], type[Device]]] = {
 }
 
 
-def make_devices(spec: Spec, console: Sink, counters: InjectionCounters) -> dict[SpecKey, Device]:
-    """The devices of all components of `spec`, reset.  COM1 prints to `console`, nobody listens to the other ports.
+def make_devices(
+    spec: Spec, console: Sink, counters: InjectionCounters, birth: Birth = NEWEST
+) -> dict[SpecKey, Device]:
+    """The devices of all components of `spec`, reset, showing what `birth` says.
 
+    COM1 prints to `console`, nobody listens to the other ports.
     Boot settings, network backends and backends outside the machine are no devices, nor is a pvpanic without
     `enable_isa`.
     """
-    made = ((key, _make(spec, key, console, counters)) for key in spec.components)
+    made = ((key, _make(spec, key, console, counters, birth)) for key in spec.components)
     return {key: device for key, device in made if device is not None}
 
 
-def _make(spec: Spec, key: SpecKey, console: Sink, counters: InjectionCounters) -> Device | None:
+def _make(spec: Spec, key: SpecKey, console: Sink, counters: InjectionCounters, birth: Birth) -> Device | None:
     name = str(key)
     match spec.components[key]:
         case components.VirtioDisk(backend_id, path):

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import attrs
 
+from sim_vmm.birth import Birth
 from sim_vmm.devices.base import Arrived, Device, Refuse, refusal
 from sim_vmm.memory import ram_layout
 from sim_vmm.payloads import FwCfgEntry, FwCfgSelected, FwCfgValueKind, Payload, QemuFwCfgV2, Schema
@@ -121,10 +122,10 @@ def _check_entries(entries: tuple[FwCfgEntry, ...], refuse: Refuse) -> None:
         names.add(entry.name)
 
 
-def birth_entries(spec: Spec, memory_bytes: int, vm_id: UUID) -> tuple[FwCfgEntry, ...]:
-    """What a machine is born with: signature, interface, CPU count, directory, memory map, SMBIOS, boot order.
+def birth_entries(spec: Spec, memory_bytes: int, birth: Birth) -> tuple[FwCfgEntry, ...]:
+    """What a machine is born with: signature, interface, CPU count, directory, SMBIOS, perhaps boot order and memory map.
 
-    `vm_id` is shown to the guest as the system's UUID, and as its serial number unless the spec has SMBIOS
+    `birth.vm_id` is shown to the guest as the system's UUID, and as its serial number unless the spec has SMBIOS
     (instance-specs §2).
     """
     data = (
@@ -132,11 +133,9 @@ def birth_entries(spec: Spec, memory_bytes: int, vm_id: UUID) -> tuple[FwCfgEntr
         (SELECTOR_ID, "id", struct.pack("<I", 0b11)),  # the traditional interface and DMA
         (SELECTOR_CPU_COUNT, "nb-cpus", struct.pack("<H", spec.board.cpus)),
     )
-    files = (
-        ("bootorder", _boot_order(spec)),
-        ("etc/e820", _e820(memory_bytes)),
-        ("etc/smbios/smbios-tables", _smbios_type_1(spec.smbios, vm_id)),
-    )
+    files = [("etc/smbios/smbios-tables", _smbios_type_1(spec.smbios, birth.vm_id))]
+    if birth.fw_cfg_tables:
+        files = [("bootorder", _boot_order(spec)), ("etc/e820", _e820(memory_bytes)), *files]
     return (
         *(FwCfgEntry(selector=s, name=name, kind=FwCfgValueKind.BYTES, bytes=value) for s, name, value in data),
         FwCfgEntry(selector=SELECTOR_FILE_DIR, name="file-dir", kind=FwCfgValueKind.FILE_DIR, bytes=b""),

@@ -134,6 +134,7 @@ UPGRADES: Final[dict[tuple[Schema, Schema], Callable[[Any, Any], Any]]] = {
 
 # Ways made of steps
 
+
 def versions_of(newest: Schema) -> tuple[Schema, ...]:
     """`newest` and every older version of its kind that there is a way to, newest first."""
     found = [newest]
@@ -211,4 +212,3 @@ def _fields(value: Any) -> dict[str, Any]:
 def _said_by(value: Any, kind: type[Any]) -> dict[str, Any]:
     """Those fields of `value` that `kind` has too."""
     return {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
-
