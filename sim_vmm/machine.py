@@ -19,8 +19,8 @@ from sim_vmm.clock import NS_PER_S, GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
 from sim_vmm.devices import fw_cfg, rtc
 from sim_vmm.devices.base import Device
-from sim_vmm.devices.errors import DeviceTwice, UnknownDevice
-from sim_vmm.devices.factory import make_devices
+from sim_vmm.devices.errors import DeviceTwice, NotMigratable, UnknownDevice
+from sim_vmm.devices.factory import Surroundings, make_devices
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.devices.pci import PciDevice
 from sim_vmm.devices.places import Place
@@ -33,6 +33,7 @@ from sim_vmm.payloads import Payload, Schema
 from sim_vmm.platform import Platform
 from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort
+from sim_vmm.storage import Storage
 
 __all__ = [
     "MIB",
@@ -89,7 +90,13 @@ class Machine:
     """One emulated machine.  Make it with `create`; close it, or use it as a context manager."""
 
     def __init__(
-        self, spec: Spec, memory: GuestMemory, clock: GuestClock, counters: InjectionCounters, birth: Birth
+        self,
+        spec: Spec,
+        memory: GuestMemory,
+        clock: GuestClock,
+        counters: InjectionCounters,
+        birth: Birth,
+        storage: Storage,
     ) -> None:
         self.spec: Final = spec
         self.birth: Final = birth
@@ -98,7 +105,9 @@ class Machine:
         self.console: Final = ConsoleHistory()
         self.state = MachineState.CREATING
         self.failure: str | None = None
-        made = make_devices(spec, self.console.append, counters, birth)
+        self.storage: Final = storage
+        around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth)
+        made = make_devices(spec, around)
         made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), birth))
         made[SpecKey.parse(rtc.KEY)] = rtc.Rtc(clock, clock.export().hres_sec * NS_PER_S)
         self.interrupts: Final = InterruptController(spec.board.cpus)
@@ -120,23 +129,27 @@ class Machine:
         counters: InjectionCounters,
         memory_bytes: int | None = None,
         birth: Birth = NEWEST,
+        storage: Storage | None = None,
     ) -> Self:
         """A new machine, all reset, which shows its guest what `birth` says.
 
-        `memory_bytes` replaces the RAM size of the spec, for tests.
+        `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes its `storage` with itself;
+        without one, disks outside the machine are volatile.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
             ValueError: `memory_bytes` is not a positive multiple of the page size.
-            OSError: the host does not give the memory.
+            OSError: the host does not give the memory or a disk.
         """
+        storage = Storage() if storage is None else storage
         errors = check_initialisation(spec)
         if errors:
             raise MachineError(tuple(errors))
         memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
         try:
-            return cls(spec, memory, GuestClock(host_clock), counters, birth)
+            return cls(spec, memory, GuestClock(host_clock), counters, birth, storage)
         except BaseException:
+            storage.close()
             memory.close()
             raise
 
@@ -198,12 +211,16 @@ class Machine:
         return port
 
     def obstacles(self) -> tuple[Obstacle, ...]:
-        """The devices that cannot migrate, in key order; to be reported before anything moves."""
-        return tuple(
+        """What cannot migrate, devices in key order, then backends whose content would be lost.
+
+        To be reported before anything moves; a guest may still write to a volatile disk after that.
+        """
+        devices = (
             Obstacle(device.key, device.kind, device.not_migratable)
             for device in self.devices.values()
             if device.not_migratable is not None
         )
+        return *devices, *(Obstacle(lost.key, lost.kind, lost.reason) for lost in self.storage.lost_on_migration())
 
     def preflight(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
         """What `export_devices` would give now, as a rehearsal: in any state, and no fault is injected.
@@ -218,10 +235,13 @@ class Machine:
 
         Raises:
             IllegalTransition: the machine is not paused.
-            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`.
+            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`; also for a volatile disk that
+                was written.
             InjectedFailure: by a failure injector.
         """
         self._require("export the devices of", MachineState.PAUSED)
+        for lost in self.storage.lost_on_migration():
+            raise NotMigratable(lost.key, lost.kind, lost.reason)
         states = []
         for device in self.devices.values():
             if _travels(device):
@@ -252,7 +272,8 @@ class Machine:
             device.import_(())
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, and the disks."""
+        self.storage.close()
         self.memory.close()
 
     def __enter__(self) -> Self:

@@ -11,8 +11,15 @@ from typing import ClassVar, Final
 import attrs
 
 from sim_vmm.devices.base import Arrived, refusal
-from sim_vmm.devices.pci import PciDevice, PciFunction, mmio_base, ring_base
-from sim_vmm.devices.virtio import TRANSPORT_FEATURES, VIRTIO_BARS, QueueShape, VirtioTransport
+from sim_vmm.devices.virtio import (
+    DEVICE_NET,
+    TRANSPORT_FEATURES,
+    TYPE_NET,
+    QueueShape,
+    VirtioDevice,
+    VirtioTransport,
+    virtio_function,
+)
 from sim_vmm.integers import U16_MAX
 from sim_vmm.payloads import Payload, PciDeviceV1, PciVirtioV3, PciVirtioVionaV1, Promisc, Schema
 from sim_vmm.spec import PciPath
@@ -67,7 +74,7 @@ def queue_shapes(pairs: int) -> list[QueueShape]:
     return [QueueShape(RX_QUEUE_SIZE), QueueShape(TX_QUEUE_SIZE)] * pairs + [QueueShape(CONTROL_QUEUE_SIZE, True)]
 
 
-class VirtioNic(PciDevice):
+class VirtioNic(VirtioDevice):
     kind: ClassVar[str] = "virtio_nic"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = (
         (PciVirtioV3.SCHEMA,),
@@ -76,33 +83,37 @@ class VirtioNic(PciDevice):
     )
     OPTIONAL: ClassVar[frozenset[str]] = frozenset({PciVirtioVionaV1.SCHEMA.kind})
 
-    def __init__(self, key: str, path: PciPath, mac: bytes) -> None:
+    def __init__(self, key: str, path: PciPath, mac: bytes, *, legacy_only: bool = False) -> None:
         """`mac` is the NIC's own address, 6 bytes."""
         super().__init__(key)
         self._path = path
         self._mac = mac
-        self.pci = PciFunction(key, VIRTIO_BARS, vectors=2 * PAIRS_MAX + 2, path=path, msix_bar=1)
+        self.pci = virtio_function(
+            key,
+            path,
+            vectors=2 * PAIRS_MAX + 2,
+            device=DEVICE_NET,
+            virtio_type=TYPE_NET,
+            class_code=0x020000,
+            config_size=CONFIG_BYTES,
+            legacy_only=legacy_only,
+        )
         self.virtio = VirtioTransport(
             self.pci,
+            self,
             shapes=queue_shapes(1),
             size_maxima=[RX_QUEUE_SIZE, TX_QUEUE_SIZE] * PAIRS_MAX + [CONTROL_QUEUE_SIZE],
             control_size_max=CONTROL_QUEUE_SIZE,
             features=LINK_FEATURES,
             config_size=CONFIG_BYTES,
+            legacy_only=legacy_only,
         )
         self._viona = PciVirtioVionaV1(promisc=Promisc.NONE, filter=0, unicast_mac_filters=(), multicast_mac_filters=())
         self.link = KernelLink()
         self.note_birth()
 
-    def driver_probe(self) -> None:
-        self.pci.configure(mmio_base(self._path))
-        self.virtio.use_queues(queue_shapes(PAIRS_WANTED))
-        self.virtio.configure(ring_base(self._path))
-        self._program_link()
-
-    def driver_io(self) -> None:
-        self.transmit()
-        self.receive(self._mac)
+    def queue_notified(self, number: int) -> None:
+        pass
 
     def transmit(self, pair: int = 0) -> bool:
         """The guest sends a packet; says whether it went out."""
@@ -129,11 +140,10 @@ class VirtioNic(PciDevice):
         self._viona = PciVirtioVionaV1(
             promisc=promisc, filter=filter_bits, unicast_mac_filters=unicast, multicast_mac_filters=multicast
         )
-        self.virtio.kick(len(self.virtio.queues) - 1)
         self._program_link()
 
     def _move_packet(self, queue: int) -> bool:
-        if queue >= 2 * self.link.pairs or not self.virtio.kick(queue):
+        if queue >= 2 * self.link.pairs or not self.virtio.is_live(queue):
             return False
         self.virtio.set_ring_indices(queue, *self.link.move_packet(queue))
         return True
