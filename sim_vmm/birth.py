@@ -21,7 +21,9 @@ class Interface(StrEnum):
     """Something that a guest may be shown.  These names travel: they are never changed, only added to."""
 
     MODERN_VIRTIO = "modern-virtio"
-    """Virtio devices show the interface of VIRTIO 1.0 and later beside the legacy one; NICs several pairs of queues."""
+    """Virtio devices show the interface of VIRTIO 1.0 and later beside the legacy one."""
+    MULTI_QUEUE = "virtio-net-multi-queue"
+    """NICs offer several pairs of queues."""
     DOORBELL_BUFFERS = "nvme-doorbell-buffers"
     MAC_FILTERS = "virtio-net-mac-filters"
     """NICs let the guest set receive filters."""
@@ -40,6 +42,10 @@ class Birth:
     @property
     def modern_virtio(self) -> bool:
         return Interface.MODERN_VIRTIO in self.shows
+
+    @property
+    def multi_queue(self) -> bool:
+        return Interface.MULTI_QUEUE in self.shows
 
     @property
     def doorbell_buffers(self) -> bool:

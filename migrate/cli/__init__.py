@@ -30,6 +30,7 @@ app.register_install_completion_command(name="install-completion", add_to_startu
 app.command(specs.app)
 app.command(checking.releases)
 app.command(checking.check)
+app.command(checking.matrix)
 app.command(migrating.rehearse)
 app.command(migrating.source)
 app.command(migrating.target)

@@ -1,8 +1,8 @@
 """What every emulated device can do: be driven by the guest, give its state away, take another's.
 
 Export is a list of payloads in a fixed order (device-payloads §4).  `exports()` tells, for each place in the list, the
-schemas that there are, newest first; `places()` which of them can carry the state of the moment.  The caller chooses one
-for each, or to leave an optional place empty.
+schemas that there are, newest first; `places()` which of them can carry the state of the moment.  The caller chooses
+one for each, or to leave an optional place empty.
 
 Import is strict where upstream is lenient (device-payloads §3): a device takes exactly the payloads that it wants, each
 in any version that there is; a missing, surplus or repeated one is an error, and so is a value that it would have to

@@ -123,7 +123,7 @@ def _check_entries(entries: tuple[FwCfgEntry, ...], refuse: Refuse) -> None:
 
 
 def birth_entries(spec: Spec, memory_bytes: int, birth: Birth) -> tuple[FwCfgEntry, ...]:
-    """What a machine is born with: signature, interface, CPU count, directory, SMBIOS, perhaps boot order and memory map.
+    """What a machine is born with: signature, interface, CPU count, directory, SMBIOS, maybe boot order and memory map.
 
     `birth.vm_id` is shown to the guest as the system's UUID, and as its serial number unless the spec has SMBIOS
     (instance-specs §2).

@@ -4,9 +4,9 @@ The guest writes an index to the first port and reads or writes the byte there t
 are a calendar, bytes 0xA to 0xD control and status (Motorola MC146818A); the rest is memory.
 
 The calendar stands in CMOS as it was at `base_clock` and is carried forward when the guest looks: whole seconds that
-have passed since are added to both.  `base_clock` and `last_period` count from the guest's boot, so that they hold under
-another host's clock as soon as the guest's own has been set (protocol-phases §6): the guest sees its wall clock go on
-over a migration by the time that it took.
+have passed since are added to both.  `base_clock` and `last_period` count from the guest's boot, so that they hold
+under another host's clock as soon as the guest's own has been set (protocol-phases §6): the guest sees its wall clock
+go on over a migration by the time that it took.
 
 Derived: nothing.  What the guest reads is computed from the registers and the guest's clock each time.
 """

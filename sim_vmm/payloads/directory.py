@@ -1,4 +1,4 @@
-"""What a guest reads of an entry of the firmware configuration, the directory of files included (device-payloads §6)."""
+"""What a guest reads of an entry of the firmware configuration, the directory of files included."""
 
 import struct
 from collections.abc import Sequence
