@@ -24,6 +24,7 @@ from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram
 from sim_vmm.machine import DeviceState, Machine, MachineError
 from sim_vmm.spec import Spec
+from sim_vmm.storage import Lost, Storage
 
 MEMORY_MB: Final = 32
 """RAM of the machine that is tried out; how much there is decides nothing."""
@@ -57,6 +58,16 @@ class Verdict:
         }
 
 
+class SharedStorage(Storage):
+    """The disks of one machine on every host that it comes to: all hosts are in this process, so nothing is lost."""
+
+    def lost_on_migration(self) -> tuple[Lost, ...]:
+        return ()
+
+    def close(self) -> None:
+        """A machine that has gone on closes its own; the next one has the same."""
+
+
 class NoMachine(Exception):
     """The spec makes no machine; `reasons` are all that are in the way."""
 
@@ -74,6 +85,7 @@ class Trial:
 
     machine: Machine
     host_clock: ManualClock
+    storage: SharedStorage
     release: Release = attrs.field(kw_only=True)
     guest: GuestProgram = attrs.field(kw_only=True)
 
@@ -82,7 +94,8 @@ class Trial:
         """A machine newly born, its guest booted and run for a moment.  Raises NoMachine."""
         if spec.board.memory_mb > MEMORY_MB:
             spec = attrs.evolve(spec, board=attrs.evolve(spec.board, memory_mb=MEMORY_MB))
-        trial = cls(*_new_machine(spec, release.birth(NIL_UUID)), release=release, guest=guest)
+        storage = SharedStorage()
+        trial = cls(*_new_machine(spec, release.birth(NIL_UUID), storage), storage, release=release, guest=guest)
         try:
             guest.boot(trial.machine)
             trial.machine.start()
@@ -127,8 +140,8 @@ class Trial:
         here = self.machine
         here.pause()
         states = _through_bytes(here, common_versions(self.release, verdict.answer.imports))
-        machine, host_clock = _new_machine(verdict.spec, verdict.birth)
-        there = Trial(machine, host_clock, release=target, guest=self.guest)
+        machine, host_clock = _new_machine(verdict.spec, verdict.birth, self.storage)
+        there = Trial(machine, host_clock, self.storage, release=target, guest=self.guest)
         try:
             machine.receive()
             machine.memory.view[:] = here.memory.view
@@ -156,10 +169,11 @@ class Trial:
         self.close()
 
 
-def _new_machine(spec: Spec, birth: Birth) -> tuple[Machine, ManualClock]:
+def _new_machine(spec: Spec, birth: Birth, storage: Storage) -> tuple[Machine, ManualClock]:
     host_clock = ManualClock()
+    counters = InjectionCounters()
     try:
-        machine = Machine.create(spec, host_clock=host_clock, counters=InjectionCounters(), birth=birth)
+        machine = Machine.create(spec, host_clock=host_clock, counters=counters, birth=birth, storage=storage)
     except MachineError as error:
         raise NoMachine(error) from error
     return machine, host_clock

@@ -40,13 +40,14 @@ def preamble_of(machine: Machine, release: Release, name: str) -> Preamble:
         spec_digest=spec_digest(machine.spec),
         variants=variants_of(entries),
         withheld=withheld_of(entries),
-        obstacles=(*_obstacles(machine), *not_exportable(exports, release)),
+        obstacles=(*obstacles_of(machine), *not_exportable(exports, release)),
         exports=exports,
         ram=tuple(Extent(gpa=region.gpa, length=region.length) for region in machine.memory.layout),
     )
 
 
-def _obstacles(machine: Machine) -> Iterator[Reason]:
+def obstacles_of(machine: Machine) -> Iterator[Reason]:
+    """What forbids a migration of `machine` as it is now, wherever it is to go."""
     for obstacle in machine.obstacles():
         yield Reason(
             component=obstacle.component,

@@ -19,7 +19,7 @@ import attrs
 
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding, Record, after_settle, answer_settle
-from migrate.engine.negotiation import preamble_of, why_not_newer
+from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
 from migrate.engine.policy import Decision, PrecopyPolicy
 from migrate.engine.ports import Clock, Journal, Link, Observer, RunningGuest
@@ -208,7 +208,7 @@ class _Source:
             DeviceStateError: a state that does not fit a frame.
         """
         self.enter("pre-flight")
-        reasons = tuple(not_representable(self.machine, choice))
+        reasons = (*obstacles_of(self.machine), *not_representable(self.machine, choice))
         if reasons:
             raise StateRefused(reasons, Role.SOURCE)
         with _device_errors():
