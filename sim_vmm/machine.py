@@ -34,6 +34,7 @@ from sim_vmm.platform import Platform
 from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort
 from sim_vmm.storage import Storage
+from sim_vmm.wire import Wires, unplugged
 
 __all__ = [
     "MIB",
@@ -97,6 +98,7 @@ class Machine:
         counters: InjectionCounters,
         birth: Birth,
         storage: Storage,
+        wires: Wires,
     ) -> None:
         self.spec: Final = spec
         self.birth: Final = birth
@@ -106,7 +108,7 @@ class Machine:
         self.state = MachineState.CREATING
         self.failure: str | None = None
         self.storage: Final = storage
-        around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth)
+        around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth, wires=wires)
         made = make_devices(spec, around)
         made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), birth))
         made[SpecKey.parse(rtc.KEY)] = rtc.Rtc(clock, clock.export().hres_sec * NS_PER_S)
@@ -130,11 +132,12 @@ class Machine:
         memory_bytes: int | None = None,
         birth: Birth = NEWEST,
         storage: Storage | None = None,
+        wires: Wires = unplugged,
     ) -> Self:
         """A new machine, all reset, which shows its guest what `birth` says.
 
         `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes its `storage` with itself;
-        without one, disks outside the machine are volatile.
+        without one, disks outside the machine are volatile.  `wires` gives each NIC its wire, by key and address.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
@@ -147,7 +150,7 @@ class Machine:
             raise MachineError(tuple(errors))
         memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
         try:
-            return cls(spec, memory, GuestClock(host_clock), counters, birth, storage)
+            return cls(spec, memory, GuestClock(host_clock), counters, birth, storage, wires)
         except BaseException:
             storage.close()
             memory.close()

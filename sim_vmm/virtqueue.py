@@ -55,6 +55,10 @@ class Chain:
     writable: tuple[Segment, ...]
 
     @property
+    def readable_bytes(self) -> int:
+        return sum(segment.length for segment in self.readable)
+
+    @property
     def writable_bytes(self) -> int:
         return sum(segment.length for segment in self.writable)
 

@@ -18,6 +18,7 @@ from sim_vmm.platform import BlockBackend
 from sim_vmm.spec import Spec, SpecKey, components
 from sim_vmm.spec.components import SerialNumber
 from sim_vmm.storage import Storage
+from sim_vmm.wire import Wires, unplugged
 
 #: Where the output of a serial port goes; bytes of any number.
 Sink = Callable[[bytes], None]
@@ -49,12 +50,14 @@ class Surroundings:
     """What the devices of a machine are made with.
 
     COM1 prints to `console`, nobody listens to the other ports.  `storage` holds the disks that are not blobs.
+    `wires` gives each NIC its wire.
     """
 
     console: Sink
     counters: InjectionCounters
     storage: Storage
     birth: Birth = NEWEST
+    wires: Wires = unplugged
 
 
 def make_devices(spec: Spec, around: Surroundings) -> dict[SpecKey, Device]:
@@ -100,7 +103,8 @@ def _make(
                 doorbell_buffers=birth.doorbell_buffers,
             )
         case components.VirtioNic(_, interface_id, path):
-            return VirtioNic(name, path, MAC_PREFIX + interface_id.bytes[-3:])
+            mac = MAC_PREFIX + interface_id.bytes[-3:]
+            return VirtioNic(name, path, mac, birth=birth, wire=around.wires(name, mac))
         case components.SerialPort(num):
             sink = around.console if num is SerialNumber.COM1 else _discard
             return Uart(name, sink, SERIAL_PORTS[num])

@@ -53,7 +53,7 @@ def virtio_function(
 class VirtioDevice(PciDevice):
     """The base of virtio devices: routes registers to `virtio`, which its maker sets, as `pci`.
 
-    It is the owner of its transport; of the five things that a transport tells its owner, the four below may be left.
+    It is the owner of its transport; of what a transport tells and asks its owner, only notifications must be heeded.
     """
 
     virtio: VirtioTransport
@@ -81,6 +81,10 @@ class VirtioDevice(PciDevice):
     def queue_notified(self, number: int) -> None:
         """See `Owner.queue_notified`."""
         raise NotImplementedError
+
+    def serves(self, number: int) -> bool:
+        """See `Owner.serves`."""
+        return True
 
     def features_agreed(self) -> None:
         """See `Owner.features_agreed`."""

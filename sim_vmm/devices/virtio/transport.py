@@ -48,6 +48,9 @@ class Owner(Protocol):
     def queue_notified(self, number: int) -> None:
         """The driver says that there may be new buffers in the live queue `number`."""
 
+    def serves(self, number: int) -> bool:
+        """Whether the device runs queue `number`, once the driver has set it up and is ready."""
+
     def features_agreed(self) -> None:
         """The driver has accepted `negotiated_features`; over the legacy interface it may do so several times."""
 
@@ -180,7 +183,7 @@ class VirtioTransport:
         """Nothing more can be done with this driver until it resets the device (§2.1.2)."""
         ready = self._device.status & STATUS_DRIVER_OK
         self._change(status=self._device.status | STATUS_NEEDS_RESET)
-        self._refresh_live()
+        self.refresh_live()
         if ready:
             self._interrupt(ISR_CONFIG, self._device.msix_cfg_vec)
 
@@ -230,7 +233,7 @@ class VirtioTransport:
         self._change(status=value, mode=MODE_MODERN if agreed else self._device.mode)
         if agreed:
             self.owner.features_agreed()
-        self._refresh_live()
+        self.refresh_live()
 
     def accept_features(self, value: int, *, modern: bool) -> None:
         """The driver accepts features; those not offered are left out, and after FEATURES_OK nothing changes."""
@@ -261,7 +264,7 @@ class VirtioTransport:
         if queue is not None:
             self._sync()
             self._set_queue(queue.id, **changes)
-            self._refresh_live()
+            self.refresh_live()
             self._derive()
 
     def set_config_vector(self, vector: int) -> None:
@@ -338,13 +341,13 @@ class VirtioTransport:
     def _largest(self, queue: VirtQueueState) -> int:
         return self.control_size_max if queue.is_control else self.size_maxima[queue.id]
 
-    def _refresh_live(self) -> None:
-        """Queues live or not, after a change of the status or of their registers."""
+    def refresh_live(self) -> None:
+        """Queues live or not, after a change of the status, of their registers, or of what the owner serves."""
         self._sync()
         device_runs = self._device.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET | STATUS_FAILED) == STATUS_DRIVER_OK
         changed = False
         for number, queue in enumerate(self._queues[: self._in_use]):
-            live = bool(device_runs and queue.mapping_valid)
+            live = bool(device_runs and queue.mapping_valid and self.owner.serves(number))
             if live != queue.live:
                 self._queues[number] = attrs.evolve(queue, live=live)
                 changed = True
