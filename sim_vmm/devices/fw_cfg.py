@@ -6,11 +6,15 @@ host, so that the guest goes on seeing the tables it booted with (#667, #706).
 The guest selects an entry and reads it byte after byte.  The directory of files is made when it is selected and
 stays as it was then until another selection.  A selection of an entry that no longer exists is cleared on import.
 
+It does so at ports (select, data), or has a piece copied to RAM by writing the address of an access structure to the
+DMA port, big-endian like the structure itself; writing the lower half begins the copy.
+
 Derived, and rebuilt on import: the entries by selector.
 """
 
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar, Final
 from uuid import UUID
 
@@ -18,7 +22,7 @@ import attrs
 
 from sim_vmm.birth import Birth
 from sim_vmm.devices.base import Arrived, Device, Refuse, refusal
-from sim_vmm.memory import ram_layout
+from sim_vmm.memory import GuestAddressError, ram_layout
 from sim_vmm.payloads import FwCfgEntry, FwCfgSelected, FwCfgValueKind, Payload, QemuFwCfgV2, Schema
 from sim_vmm.payloads.directory import FILE_NAME_BYTES, SELECTOR_FIRST_FILE, SELECTOR_INVALID, content_of
 from sim_vmm.spec import SmbiosType1, Spec
@@ -32,10 +36,25 @@ SELECTOR_CPU_COUNT: Final = 0x0005
 SELECTOR_FILE_DIR: Final = 0x0019
 E820_RAM: Final = 1
 
+PORTS: Final = range(0x510, 0x51C)
+PORT_SELECTOR: Final = 0x510
+PORT_DATA: Final = 0x511
+PORT_DMA_HIGH: Final = 0x514
+PORT_DMA_LOW: Final = 0x518
+#: The access structure: control, length, address; control has these bits, and a selector in its upper half.
+DMA_ACCESS: Final = struct.Struct(">IIQ")
+DMA_ERROR: Final = 1 << 0
+DMA_READ: Final = 1 << 1
+DMA_SKIP: Final = 1 << 2
+DMA_SELECT: Final = 1 << 3
+DMA_WRITE: Final = 1 << 4
+DMA_CHUNK_BYTES: Final = 65536
+
 
 class FwCfg(Device):
     kind: ClassVar[str] = "qemu_fwcfg"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = ((QemuFwCfgV2.SCHEMA,),)
+    ports = (PORTS,)
 
     def __init__(self, entries: Iterable[FwCfgEntry]) -> None:
         super().__init__(KEY)
@@ -55,6 +74,41 @@ class FwCfg(Device):
         self._dma_addr = 0x7000
         self.select(SELECTOR_FILE_DIR)
         self.read(4)
+
+    def port_read(self, port: int, size: int) -> int:
+        """The guest reads data; the other ports read as zero."""
+        return int.from_bytes(self.read(size), "little") if port == PORT_DATA else 0
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """The guest selects an entry, or gives one half of the address of a DMA access."""
+        match port, size:
+            case 0x510, 2:
+                self.select(value)
+            case 0x514, 4:
+                self._dma_addr = int.from_bytes(value.to_bytes(4, "little"), "big") << 32
+            case 0x518, 4:
+                access = self._dma_addr | int.from_bytes(value.to_bytes(4, "little"), "big")
+                self._dma_addr = 0
+                self._dma(access)
+            case _:
+                pass
+
+    def _dma(self, access: int) -> None:
+        """Do the access whose structure is at guest address `access`, and put its outcome there."""
+        memory = self.platform.memory
+        try:
+            control, length, gpa = DMA_ACCESS.unpack(memory.read(access, DMA_ACCESS.size))
+            if control & DMA_SELECT:
+                self.select(control >> 16)
+            outcome = DMA_ERROR if control & DMA_WRITE else 0
+            for start in range(0, length if control & (DMA_READ | DMA_SKIP) else 0, DMA_CHUNK_BYTES):
+                data = self.read(min(DMA_CHUNK_BYTES, length - start))
+                if control & DMA_READ:
+                    memory.write(gpa + start, data)
+        except GuestAddressError:
+            outcome = DMA_ERROR
+        with suppress(GuestAddressError):
+            memory.write(access, struct.pack(">I", outcome))
 
     def select(self, selector: int) -> None:
         """The guest selects an entry; a selector that is none selects nothing."""

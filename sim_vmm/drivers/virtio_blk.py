@@ -1,7 +1,8 @@
 """The guest's virtio-block driver: requests that are submitted now and completed some time, in any order.
 
-Beside what `VirtioPci` keeps in RAM, each of `SLOTS` slots holds one request: who waits for it (`token`, any number
-that its submitter wants back), the head that names it in the ring, the header, the status byte, and up to 4096 bytes.
+Beside what `VirtioPciDriver` keeps in RAM, each of `SLOTS` slots holds one request: who waits for it (`token`, any
+number that its submitter wants back), the head that names it in the ring, the header, the status byte, and up to 4096
+bytes.
 
     slot + 0x000     `_SLOT`: head, in use or not, type, length of the data, token
     slot + 0x040     the header of the request          slot + 0x060     the status byte
@@ -29,7 +30,7 @@ from sim_vmm.devices.virtio_disk import (
     TYPE_OUT,
 )
 from sim_vmm.drivers import GuestView
-from sim_vmm.drivers.virtio_pci import VirtioPci
+from sim_vmm.drivers.virtio_pci import VirtioPciDriver
 from sim_vmm.memory import PAGE_SIZE
 from sim_vmm.spec import PciPath
 from sim_vmm.virtqueue import Segment
@@ -67,20 +68,20 @@ class _Slot:
     token: int = 0
 
 
-class VirtioBlk:
+class VirtioBlkDriver:
     """The driver of one disk, with its memory at guest address `base`, a multiple of the page size."""
 
     def __init__(self, machine: GuestView, base: int) -> None:
-        self.pci = VirtioPci(machine, base)
+        self.pci = VirtioPciDriver(machine, base)
         self._memory = machine.memory
 
     def probe(
         self, path: PciPath, *, vector: int | None = None, legacy: bool = False, entries: int = QUEUE_ENTRIES
     ) -> None:
-        """Set up the disk at `path`, as `VirtioPci.probe`; requests outstanding are forgotten.
+        """Set up the disk at `path`, as `VirtioPciDriver.probe`; requests outstanding are forgotten.
 
         Raises:
-            DriverFailed: as `VirtioPci.probe`.
+            DriverFailed: as `VirtioPciDriver.probe`.
         """
         self.pci.probe(
             path,
