@@ -62,16 +62,16 @@ def _check_registers(nvme: NvmeCtrlV2, refuse: Refuse) -> None:
 def _check_queues(nvme: NvmeCtrlV2, refuse: Refuse) -> None:
     lists: dict[str, tuple[CompletionQueueState | SubmissionQueueState, ...]] = {"cqs": nvme.cqs, "sqs": nvme.sqs}
     for field, queues in lists.items():
-        seen: set[int] = set()
+        seen: list[int] = []
         for index, queue in enumerate(queues):
             where = f"{field}[{index}]"
             if queue.id > QUEUE_ID_MAX:
                 raise refuse(f"{where}.id", f"{queue.id}; queues have ids 0 to {QUEUE_ID_MAX}")
             if queue.id in seen:
                 raise refuse(f"{where}.id", f"{queue.id} occurs twice")
-            seen.add(queue.id)
+            seen.append(queue.id)
             _check_shape(where, queue, refuse)
-        if list(seen) != sorted(seen):
+        if seen != sorted(seen):
             raise refuse(field, f"ids {', '.join(map(str, seen))}; queues are listed by id")
     for index, cq in enumerate(nvme.cqs):
         free = available_entries(cq.size, cq.head, cq.tail)

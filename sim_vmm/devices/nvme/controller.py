@@ -93,7 +93,11 @@ class Nvme(PciDevice):
     def attach(self, platform: Platform) -> None:
         super().attach(platform)
         self._admin = AdminCommands(platform.memory, self._registers, self._queues, self._identity)
-        self._io = IoCommands(platform.memory, self.cache, has_write_cache=self._identity.has_write_cache)
+        self._io = IoCommands(platform.memory, self.cache, has_write_cache=self.has_write_cache)
+
+    @property
+    def has_write_cache(self) -> bool:
+        return self._identity.has_write_cache
 
     # What the guest does
 
