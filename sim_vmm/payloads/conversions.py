@@ -49,10 +49,10 @@ def _virtio_3_to_2(payload: PciVirtioV3) -> PciVirtioV2:
 
 
 def _virtio_2_to_3(payload: PciVirtioV2, _born: PciVirtioV3) -> PciVirtioV3:
-    queues = payload.queues
+    queues = payload.queues  # of another number than `len` says, the device refuses them
     return PciVirtioV3(
         device=payload.device,
-        queues=VirtQueuesState(len=queues.len, peak=len(queues.queues), queues=queues.queues),
+        queues=VirtQueuesState(len=queues.len, peak=queues.len, queues=queues.queues),
     )
 
 
