@@ -107,7 +107,7 @@ class VirtioNic(VirtioDevice):
         self._wire: Final[Wire] = Unplugged() if wire is None else wire
         self._waiting: list[deque[bytes]] = [deque() for _ in range(PAIRS_MAX)]
         self._settings = Settings(NO_FILTERS, pairs=1)
-        self._pairs_max = PAIRS_MAX if birth.modern_virtio else 1
+        self._pairs_max = PAIRS_MAX if birth.multi_queue else 1
         legacy_only = not birth.modern_virtio
         capacity = 2 * self._pairs_max + 1
         self.pci = virtio_function(
@@ -128,7 +128,7 @@ class VirtioNic(VirtioDevice):
             control_size_max=CONTROL_QUEUE_SIZE,
             features=LINK_FEATURES
             | (FILTER_FEATURES if birth.mac_filters else 0)
-            | (FEATURE_MQ if birth.modern_virtio else 0),
+            | (FEATURE_MQ if birth.multi_queue else 0),
             config_size=CONFIG_BYTES,
             legacy_only=legacy_only,
         )
