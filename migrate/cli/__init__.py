@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from migrate.cli import checking, migrating, specs
+from migrate.cli import checking, migrating, specs, wire
 from migrate.cli.output import complain
 from migrate.daemon.run import BadInput, ExitCode
 from migrate.releases import ReleaseError
@@ -34,6 +34,7 @@ app.command(checking.matrix)
 app.command(migrating.rehearse)
 app.command(migrating.source)
 app.command(migrating.target)
+app.command(wire.wire)
 
 
 def main() -> None:
