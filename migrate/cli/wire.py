@@ -1,6 +1,7 @@
 """`migrate wire`: the hub of a wire, in a process of its own."""
 
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def wire(path: Path, *, record: Path | None = None) -> int:
         The file to write a line of JSON to for every frame; an old one is written on.
     """
     with ExitStack() as stack:
-        note = _ignore
+        note: Callable[[WireRecord], None] = _ignore
         if record is not None:
             try:
                 note = recorder(stack.enter_context(record.open("a")))

@@ -1,8 +1,8 @@
 """A network between processes: unix datagram sockets, and a hub in their middle that writes down who spoke when.
 
-The wire at PATH is a hub's socket at PATH and, for each NIC that is on it, a socket in the directory `PATH.ends`.  A NIC
-sends its frames to PATH; the hub notes each and passes it to every other end.  That directory is all there is of a
-registry, so hubs and daemons may come and go in any order, and nothing has to be told twice.
+The wire at PATH is a hub's socket at PATH and, for each NIC that is on it, a socket in the directory `PATH.ends`.  A
+NIC sends its frames to PATH; the hub notes each and passes it to every other end.  That directory is all there is of
+a registry, so hubs and daemons may come and go in any order, and nothing has to be told twice.
 
 Like a cable, an end never waits and never fails: what it sends while nobody listens is lost.  If the hub is there but
 busy (a kernel queues only a few datagrams) frames wait in order, and go out with the next look at the wire.
@@ -123,7 +123,7 @@ class SocketWire:
 
 @attrs.define
 class SocketWires:
-    """The ends of the NICs of one machine on the wire at `path`, made by `wires(key, mac)`; close it with the machine."""
+    """The ends of a machine's NICs on the wire at `path`, each made by `wires(key, mac)`; close it with the machine."""
 
     path: Path
     _ends: list[SocketWire] = attrs.field(factory=list)
