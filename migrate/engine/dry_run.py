@@ -109,6 +109,7 @@ class Trial:
         """A moment passes for the guest."""
         for _ in range(STEPS):
             self.host_clock.advance(STEP_NS)
+            self.machine.poll()
             self.guest.step(self.machine)
 
     def judged(self, target: Release) -> Verdict:
