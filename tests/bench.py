@@ -1,4 +1,4 @@
-"""A bench for devices: RAM, interrupts and a bus, and whatever devices a test puts on it.  To a driver it is a machine."""
+"""A bench for devices: RAM, interrupts, a bus, and whatever devices a test puts on it.  To a driver it is a machine."""
 
 from collections.abc import Sequence
 from typing import Self

@@ -141,7 +141,7 @@ class PciSlot:
             if other.read(VENDOR_ID, 2) != NOBODY:
                 bars = (other.read(BAR_0 + 4 * bar, 4) for bar in range(BAR_COUNT))
                 taken |= {(bar & ~0x3) // size for bar in bars if bar & BAR_IS_PORTS}
-        for ports in range(PORTS.start, PORTS.stop, size):
+        for ports in range(-(-PORTS.start // size) * size, PORTS.stop, size):
             if ports // size not in taken:
                 return ports
         raise DriverFailed("all ports are taken")
