@@ -35,7 +35,7 @@ class UartDriver:
         self._write(REGISTER_MODEM_CONTROL, MODEM_DTR_RTS_OUT2)
         self._write(REGISTER_INTERRUPT_ENABLE, ENABLE_RECEIVED)
 
-    def print(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Transmit `data`, each byte as soon as the transmitter is ready; DriverFailed if it is not."""
         for byte in data:
             if not self._read(REGISTER_LINE_STATUS) & STATUS_TRANSMITTER_READY:

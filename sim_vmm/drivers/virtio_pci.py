@@ -71,7 +71,7 @@ class _State:
 _STATE: Final = struct.Struct(f"<{len(attrs.fields(_State))}Q")
 
 
-class VirtioPci:
+class VirtioPciDriver:
     """The driver's side of one transport, with its memory at guest address `base`, a multiple of the page size."""
 
     def __init__(self, machine: GuestView, base: int) -> None:
