@@ -141,7 +141,7 @@ def observer(path: Path) -> tuple[WireObserver, list[WireRecord]]:
 
 async def happens(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110  # it happens in the kernel or in the hub, which tell nobody
+        while not condition():  # it happens in the kernel or in the hub, which tell nobody
             await trio.lowlevel.checkpoint()
 
 

@@ -82,15 +82,13 @@ class VirtioNetDriver:
         buffers may be smaller than a frame (`receive_bytes`).
 
         Raises:
-            DriverFailed: as `VirtioPciDriver.probe`, or the NIC does not have so many pairs.
+            DriverFailed: as `VirtioPciDriver.probe`, among them that the NIC has fewer pairs.
         """
         several = FEATURE_MQ if pairs > 1 else 0
         control = 2 * PAIRS_MAX if several else 2
         sizes = [entries] * 2 * pairs + [0] * (control - 2 * pairs) + [entries]
         wanted = features | FEATURE_MAC | FEATURE_STATUS | FEATURE_CTRL_VQ | several
         self.pci.probe(path, features=wanted, queue_sizes=sizes, vector=vector, legacy=legacy)
-        if several & ~self.pci.features:
-            raise DriverFailed(f"the NIC at {path} has one pair of queues; {pairs} are wanted")
         area = self.pci.buffers
         if area.start + _BUFFERS + pairs * PAIR_BYTES > area.stop:
             raise DriverFailed(f"the buffers of {pairs} pairs do not fit into the driver's memory")

@@ -307,7 +307,10 @@ class VirtioNic(VirtioDevice):
         self.pci.check(pci)
         self.virtio.check(virtio)
         self._check_queues(virtio.queues)
-        check_filters(filters, refusal(self.key, PciVirtioVionaV1.SCHEMA))
+        refuse = refusal(self.key, PciVirtioVionaV1.SCHEMA)
+        check_filters(filters, refuse)
+        if filters != NO_FILTERS and not self.virtio.offered & FILTER_FEATURES:
+            raise refuse("filter", "this NIC was born without receive filters")
         self.pci.take(pci)
         self.virtio.take(virtio)
         self._settings = Settings(filters, pairs=_running_pairs(virtio.queues))
