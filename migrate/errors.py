@@ -52,6 +52,13 @@ class Refused(MigrationError):
         self.reasons, self.by = tuple(reasons), by
 
 
+class StateRefused(Refused):
+    """After the verdict the guest brought its devices into a state that no payload version known to both sides carries.
+
+    The source found it and lets the guest go on; the target has to be told.
+    """
+
+
 class NotConverging(MigrationError):
     """The guest dirties its memory faster than the link carries it; the downtime limit cannot be met."""
 

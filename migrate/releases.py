@@ -10,14 +10,25 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import attrs
 
 from migrate.plain import Misfit, make_converter, quote, structure
 from migrate.specs import BY_NUMBER, VERSIONS, SpecVersion
+from sim_vmm.birth import Birth, Interface
 from sim_vmm.payloads import PAYLOADS, Schema
 
 NEWEST: Final = "r6"
+
+SHOWN_FROM: Final[Mapping[Interface, tuple[str, int]]] = {
+    Interface.MODERN_VIRTIO: ("pci-virtio", 2),
+    Interface.MULTI_QUEUE: ("pci-virtio", 3),
+    Interface.DOORBELL_BUFFERS: ("nvme-ctrl", 2),
+    Interface.MAC_FILTERS: ("pci-virtio-viona", 1),
+    Interface.FW_CFG_TABLES: ("qemu-fwcfg", 2),
+}
+"""For what a guest can be shown, the payload that carries what it makes of it: a kind, and its version or newer."""
 
 
 class ReleaseError(Exception):
@@ -44,6 +55,15 @@ class Release:
 
     def knows(self, schema: Schema) -> bool:
         return schema.version in self.payloads.get(schema.kind, ())
+
+    def birth(self, vm_id: UUID) -> Birth:
+        """What a machine created by this build shows its guest: what the build can carry when it is used."""
+        shows = {
+            interface
+            for interface, (kind, version) in SHOWN_FROM.items()
+            if max(self.payloads.get(kind, ()), default=0) >= version
+        }
+        return Birth(release=self.name, vm_id=vm_id, shows=frozenset(shows))
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,7 @@
-"""A machine: memory, clock, console and devices, made from a spec.  What may be done to it when is in lifecycle.py.
+"""A machine: memory, clock, console, processors and devices, made from a spec; when what may be done: lifecycle.py.
+
+A guest reaches `memory`, its `vcpus`, and the devices through `bus`.  Devices act when the guest touches them and when
+the machine is polled, which whoever runs the guest does between its steps.
 
 Devices are in key order, UUIDs by their bytes before names by theirs, and are exported in it (device-payloads §3).
 Import is strict: every device that has state must get it, and nothing else may arrive.
@@ -7,24 +10,31 @@ Import is strict: every device that has state must get it, and nothing else may 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, Self
-from uuid import UUID
 
 import attrs
 
-from sim_vmm.clock import GuestClock, HostClock
+from sim_vmm.birth import NEWEST, Birth
+from sim_vmm.bus import Bus
+from sim_vmm.clock import NS_PER_S, GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
-from sim_vmm.devices import fw_cfg
+from sim_vmm.devices import fw_cfg, rtc
 from sim_vmm.devices.base import Device
-from sim_vmm.devices.errors import DeviceTwice, UnknownDevice
-from sim_vmm.devices.factory import make_devices
+from sim_vmm.devices.errors import DeviceTwice, NotMigratable, UnknownDevice
+from sim_vmm.devices.factory import Surroundings, make_devices
 from sim_vmm.devices.failure_injector import InjectionCounters
+from sim_vmm.devices.pci import PciDevice
+from sim_vmm.devices.places import Place
 from sim_vmm.devices.uart import Uart
+from sim_vmm.devices.vcpu import InterruptController, Vcpu
 from sim_vmm.initialisation import InitialisationError, check_initialisation
 from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
 from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import Payload, Schema
-from sim_vmm.spec import Spec, SpecKey
+from sim_vmm.platform import Platform
+from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort
+from sim_vmm.storage import Storage
+from sim_vmm.wire import Wires, unplugged
 
 __all__ = [
     "MIB",
@@ -39,7 +49,6 @@ __all__ = [
 ]
 
 MIB: Final = 1 << 20
-NIL_UUID: Final = UUID(int=0)
 
 
 @attrs.frozen(str=False)
@@ -69,32 +78,49 @@ class DeviceState:
     payloads: tuple[Payload, ...]
 
 
-#: Chooses one of the schemas, newest first, in which the device of this key can export a payload.
-Choose = Callable[[str, tuple[Schema, ...]], Schema]
+#: Chooses what is to stand in a place: one of its schemas, or None to leave an optional one empty.
+Choose = Callable[[Place], Schema | None]
 
 
-def newest(_key: str, schemas: tuple[Schema, ...]) -> Schema:
+def newest(place: Place) -> Schema:
     """The choice between two daemons of the same release."""
-    return schemas[0]
+    return place.schemas[0]
 
 
 class Machine:
     """One emulated machine.  Make it with `create`; close it, or use it as a context manager."""
 
     def __init__(
-        self, spec: Spec, memory: GuestMemory, clock: GuestClock, counters: InjectionCounters, vm_id: UUID
+        self,
+        spec: Spec,
+        memory: GuestMemory,
+        clock: GuestClock,
+        counters: InjectionCounters,
+        birth: Birth,
+        storage: Storage,
+        wires: Wires,
     ) -> None:
         self.spec: Final = spec
+        self.birth: Final = birth
         self.memory: Final = memory
         self.clock: Final = clock
         self.console: Final = ConsoleHistory()
         self.state = MachineState.CREATING
         self.failure: str | None = None
-        made = make_devices(spec, self.console.append, counters)
-        made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), vm_id))
+        self.storage: Final = storage
+        around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth, wires=wires)
+        made = make_devices(spec, around)
+        made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), birth))
+        made[SpecKey.parse(rtc.KEY)] = rtc.Rtc(clock, clock.export().hres_sec * NS_PER_S)
+        self.interrupts: Final = InterruptController(spec.board.cpus)
+        made |= {SpecKey.parse(vcpu.key): vcpu for vcpu in self.interrupts.vcpus}
         self.devices: Final[Mapping[str, Device]] = MappingProxyType(
             {str(key): device for key, device in sorted(made.items())}
         )
+        platform = Platform(memory, self.interrupts)
+        for device in self.devices.values():
+            device.attach(platform)
+        self.bus: Final = Bus(self.devices.values())
 
     @classmethod
     def create(
@@ -104,22 +130,29 @@ class Machine:
         host_clock: HostClock,
         counters: InjectionCounters,
         memory_bytes: int | None = None,
-        vm_id: UUID = NIL_UUID,
+        birth: Birth = NEWEST,
+        storage: Storage | None = None,
+        wires: Wires = unplugged,
     ) -> Self:
-        """A new machine, all reset.  `memory_bytes` replaces the RAM size of the spec, for tests.
+        """A new machine, all reset, which shows its guest what `birth` says.
+
+        `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes its `storage` with itself;
+        without one, disks outside the machine are volatile.  `wires` gives each NIC its wire, by key and address.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
             ValueError: `memory_bytes` is not a positive multiple of the page size.
-            OSError: the host does not give the memory.
+            OSError: the host does not give the memory or a disk.
         """
+        storage = Storage() if storage is None else storage
         errors = check_initialisation(spec)
         if errors:
             raise MachineError(tuple(errors))
         memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
         try:
-            return cls(spec, memory, GuestClock(host_clock), counters, vm_id)
+            return cls(spec, memory, GuestClock(host_clock), counters, birth, storage, wires)
         except BaseException:
+            storage.close()
             memory.close()
             raise
 
@@ -132,7 +165,10 @@ class Machine:
         self._advance(Verb.RECEIVE)
 
     def pause(self) -> None:
+        """Stop the guest; devices finish what must not be cut in two, and keep the rest in their queues."""
         self._advance(Verb.PAUSE)
+        for device in self.devices.values():
+            device.quiesce()
 
     def resume(self) -> None:
         self._advance(Verb.RESUME)
@@ -145,6 +181,30 @@ class Machine:
         self._advance(Verb.FAIL)
         self.failure = reason
 
+    def poll(self) -> None:
+        """Let every device do the work that waits for it, in key order: see `Device.poll`.
+
+        Raises:
+            IllegalTransition: the machine is not running.
+        """
+        self._require("poll", MachineState.RUNNING)
+        for device in self.devices.values():
+            device.poll()
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        return self.interrupts.vcpus
+
+    @property
+    def lines(self) -> Mapping[str, bool]:
+        """The level of each device's interrupt pin, by device key, of those that have driven theirs."""
+        return self.interrupts.lines
+
+    @property
+    def pci_paths(self) -> dict[str, PciPath]:
+        """Where each PCI device is, by device key and in key order: the index in it is the one of `driver_area`."""
+        return {key: device.pci.path for key, device in self.devices.items() if isinstance(device, PciDevice)}
+
     @property
     def com1(self) -> Uart:
         """The serial port whose output `console` keeps."""
@@ -154,18 +214,22 @@ class Machine:
         return port
 
     def obstacles(self) -> tuple[Obstacle, ...]:
-        """The devices that cannot migrate, in key order; to be reported before anything moves."""
-        return tuple(
+        """What cannot migrate, devices in key order, then backends whose content would be lost.
+
+        To be reported before anything moves; a guest may still write to a volatile disk after that.
+        """
+        devices = (
             Obstacle(device.key, device.kind, device.not_migratable)
             for device in self.devices.values()
             if device.not_migratable is not None
         )
+        return *devices, *(Obstacle(lost.key, lost.kind, lost.reason) for lost in self.storage.lost_on_migration())
 
     def preflight(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
         """What `export_devices` would give now, as a rehearsal: in any state, and no fault is injected.
 
         Raises:
-            NotMigratable, SchemaNotOffered: as `Device.export`.
+            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`.
         """
         return tuple(self._export(device, choose) for device in self.devices.values() if _travels(device))
 
@@ -174,10 +238,13 @@ class Machine:
 
         Raises:
             IllegalTransition: the machine is not paused.
-            NotMigratable, SchemaNotOffered: as `Device.export`.
+            NotMigratable, SchemaNotOffered, StateNotRepresentable: as `Device.export`; also for a volatile disk that
+                was written.
             InjectedFailure: by a failure injector.
         """
         self._require("export the devices of", MachineState.PAUSED)
+        for lost in self.storage.lost_on_migration():
+            raise NotMigratable(lost.key, lost.kind, lost.reason)
         states = []
         for device in self.devices.values():
             if _travels(device):
@@ -208,7 +275,8 @@ class Machine:
             device.import_(())
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, and the disks."""
+        self.storage.close()
         self.memory.close()
 
     def __enter__(self) -> Self:
@@ -218,8 +286,8 @@ class Machine:
         self.close()
 
     def _export(self, device: Device, choose: Choose) -> DeviceState:
-        chosen = [choose(device.key, schemas) for schemas in device.exports()]
-        return DeviceState(device.key, device.export(chosen))
+        expressed = (place.express(choose(place)) for place in device.places())
+        return DeviceState(device.key, tuple(payload for payload in expressed if payload is not None))
 
     def _advance(self, verb: Verb) -> None:
         move = (self.state, verb)

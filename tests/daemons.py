@@ -59,6 +59,7 @@ from migrate.protocol.messages import (
     Welcome,
 )
 from migrate.releases import builtin_releases
+from sim_vmm.birth import Birth
 from sim_vmm.clock import SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram, StampGuest, audit_records, read_stamp
@@ -118,8 +119,8 @@ class WatchedHypervisor(TrioHypervisor):
     executed_by: list[str] = attrs.field(factory=list)
     owner: str = "target"
 
-    async def create(self, spec: Spec) -> Machine:
-        machine = await super().create(spec)
+    async def create(self, spec: Spec, birth: Birth) -> Machine:
+        machine = await super().create(spec, birth)
         self.kept.append(machine)
         return machine
 

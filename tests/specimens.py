@@ -18,7 +18,9 @@ from migrate.protocol.messages import (
     Extent,
     Failure,
     Hello,
+    KindExports,
     KindVersions,
+    MachineBirth,
     Message,
     Owned,
     Paused,
@@ -49,16 +51,33 @@ CACHE: Final = Reason(
     need="spec version 6 or newer",
 )
 
+MODERN: Final = Reason(
+    component="nic",
+    field="pci-virtio.device.negotiated_features",
+    have="0x110000240",
+    need="pci-virtio version 2 or newer",
+)
+
 _ALL: Final[tuple[Message, ...]] = (
     Hello(protocol_versions=(1,), node="rack-7", release="r6"),
     Welcome(protocol_version=1, node="rack-3", release="r3"),
     Preamble(
         machine="web-server",
+        birth=MachineBirth(release="r6", vm_id=bytes(range(16)), shows=("modern-virtio", "nvme-doorbell-buffers")),
         spec_digest=bytes(range(32)),
         variants=(Variant(version=6, document=b"\xa1\x65board\xa0"), Variant(version=3, document=b"\xa0")),
         withheld=(Withheld(version=1, reasons=(CACHE,)),),
         obstacles=(),
-        exports=(DeviceExports(device="com1", payloads=(KindVersions(kind="uart-16550", versions=(1,)),)),),
+        exports=(
+            DeviceExports(device="com1", payloads=(KindExports(kind="uart-16550", versions=(1,), withheld=()),)),
+            DeviceExports(
+                device="nic",
+                payloads=(
+                    KindExports(kind="pci-virtio", versions=(3, 2), withheld=(Withheld(version=1, reasons=(MODERN,)),)),
+                    KindExports(kind="pci-virtio-viona", versions=(1, 0), withheld=()),
+                ),
+            ),
+        ),
         ram=(Extent(gpa=0, length=3 * GIB), Extent(gpa=4 * GIB, length=GIB)),
     ),
     Accept(spec_version=3, imports=(KindVersions(kind="pci-virtio", versions=(3, 2)),)),

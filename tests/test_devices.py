@@ -156,7 +156,7 @@ REFUSED: list[tuple[Callable[[], Device], str, str, object, str]] = [
     (nvme, "nvme-ctrl", "sqs[1].cq_id", 0, "must not complete to the admin queue"),
     (nvme, "nvme-ctrl", "sqs[1].head", 1024, "outside a queue of 1024"),
     (nvme, "nvme-ctrl", "cqs[1].tail", 1024, "outside a queue of 1024"),
-    (nvme, "nvme-ctrl", "cqs[1].avail", 1024, "1024 free entries in a queue of 1024"),
+    (nvme, "nvme-ctrl", "cqs[1].avail", 1024, "from head and tail, 1023 of 1024 entries are free"),
     (nvme, "nvme-ctrl", "cqs[1].iv", 16, "vectors 0 to 15"),
     (uart, "uart-16550", "rx_fifo", b"ab", "2 bytes; this port's FIFO holds 1"),
     (uart, "uart-16550", "tx_fifo", b"abc", "3 bytes; this port's FIFO holds 1"),

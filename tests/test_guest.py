@@ -7,7 +7,7 @@ from sim_vmm.guest import (
     Record,
     Stamp,
     StampGuest,
-    StampLayout,
+    SystemLayout,
     audit_records,
     make_guest,
     read_records,
@@ -57,19 +57,24 @@ def test_the_idle_guest_leaves_everything_alone() -> None:
 
 
 def test_an_unknown_program_is_refused_naming_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown guest program 'doom'; known are idle, stamp"):
+    with pytest.raises(ValueError, match="unknown guest program 'doom'; known are dirty, idle, ledger, stamp"):
         make_guest("doom")
 
 
 def test_booting_makes_ram_look_used() -> None:
     with make_machine() as machine:
         StampGuest().boot(machine)
-        layout = StampLayout(machine.memory.page_count)
-        assert (layout.filled, layout.zeroed, layout.working_set) == (range(16, 272), range(272, 288), range(288, 352))
+        layout = SystemLayout(machine.memory.page_count)
+        assert (layout.filled, layout.zeroed, layout.working_set) == (
+            range(688, 944),
+            range(944, 960),
+            range(960, 1024),
+        )
         nonzero = nonzero_pages(machine.memory.pages)
-        assert nonzero[16:272].all()
-        assert not nonzero[272:].any()
-        assert machine.memory.dirty.dirty_pages().tolist() == [1, *range(16, 288)]
+        assert nonzero[688:944].all()
+        assert not nonzero[944:].any()
+        assert not nonzero[2:256].any()
+        assert set(range(688, 960)) <= set(machine.memory.dirty.dirty_pages().tolist())
         assert b"stamp guest: 2 vCPUs, 1024 pages of RAM\n" in console_of(machine)
         assert read_stamp(machine.memory) == Stamp(0, 0)
 
@@ -86,10 +91,11 @@ def test_a_boot_with_the_same_seed_is_the_same_boot() -> None:
 
 @pytest.mark.parametrize("page_count", [256, 1024, 1 << 18, 1 << 25])
 def test_the_pages_of_the_stamp_guest_fit(page_count: int) -> None:
-    layout = StampLayout(page_count)
+    layout = SystemLayout(page_count)
     assert 0 < len(layout.working_set) <= 4096
     assert len(layout.filled) == min(page_count // 4, 65536)
-    assert layout.working_set.stop <= page_count
+    assert 0 < layout.filled.start < layout.filled.stop == layout.zeroed.start
+    assert layout.zeroed.stop == layout.working_set.start < layout.working_set.stop == page_count
 
 
 def test_steps_count_and_print_records() -> None:
@@ -161,7 +167,7 @@ def test_a_page_that_missed_a_write_is_found() -> None:
         guest.boot(machine)
         machine.start()
         run(guest, machine, host, 3)
-        stale = StampLayout(machine.memory.page_count).working_set[20]
+        stale = SystemLayout(machine.memory.page_count).working_set[20]
         machine.memory.write(stale * PAGE_SIZE, bytes(16))
         assert guest.stale_pages(machine.memory) == [stale]
         run(guest, machine, host, 4)

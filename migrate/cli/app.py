@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import checking, migrating, specs
+from migrate.cli import checking, migrating, specs, wire
 from migrate.cli.output import complain
 from migrate.daemon.run import BadInput, ExitCode
 from migrate.releases import ReleaseError
@@ -26,9 +26,11 @@ app.register_install_completion_command(name="install-completion", add_to_startu
 app.command(specs.app)
 app.command(checking.releases)
 app.command(checking.check)
+app.command(checking.matrix)
 app.command(migrating.rehearse)
 app.command(migrating.source)
 app.command(migrating.target)
+app.command(wire.wire)
 
 
 def run(arguments: Sequence[str]) -> int:

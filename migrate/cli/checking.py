@@ -1,15 +1,18 @@
-"""`migrate releases` and `migrate check`: what builds know, and whether a machine would migrate between two of them."""
+"""`migrate releases`, `check` and `matrix`: what builds know, and whether a machine would migrate between them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from migrate.cli.heat_map import print_matrix
 from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_reasons
 from migrate.daemon.run import BadInput, ExitCode
 from migrate.engine.dry_run import Verdict, would_migrate
+from migrate.rehearsal.matrix import along, every_pair
 from migrate.releases import NEWEST, Release, all_releases, release_named
 from sim_vmm.guest import GuestProgram, make_guest
 
@@ -49,6 +52,9 @@ def check(
 ) -> int:
     """Say whether a machine would migrate from one release to another, without starting a daemon.
 
+    The machine is born on the source's release; its guest boots and runs for a moment in memory, and the state that its
+    devices are then in is what is judged.
+
     Parameters
     ----------
     spec
@@ -62,6 +68,53 @@ def check(
     else:
         _print_verdict(verdict, spec, source, target)
     return ExitCode.NOT_DONE if verdict.reasons else ExitCode.DONE
+
+
+def matrix(
+    *files: Path,
+    path: Annotated[
+        str | None, Parameter(help="Releases such as r1,r6,r1: carry the machine along them, born on the first.")
+    ] = None,
+    guest: Guest = "stamp",
+    releases: Releases = None,
+    api_version: ApiVersion = None,
+    json: Json = False,
+) -> int:
+    """Say between which releases machines would migrate: every one to every one, or along a path.
+
+    Exit code 1 says that a path is barred; a matrix is done whatever it says.
+
+    Parameters
+    ----------
+    files
+        The machines' specs.
+    """
+    if not files:
+        raise BadInput("no spec file given: migrate matrix SPEC…")
+    known = all_releases(releases)
+    program = guest_named(guest)
+    specs = {str(file): read(file, api_version).spec for file in files}
+    if path is None:
+        names = list(known)
+        cells = [cell for file, spec in specs.items() for cell in every_pair(file, spec, [*known.values()], program)]
+    else:
+        stops = path_of(path, known)
+        names = list(dict.fromkeys(stop.name for stop in stops))
+        cells = [cell for file, spec in specs.items() for cell in along(file, spec, stops, program)]
+    if json:
+        print_json([cell.as_json() for cell in cells])
+    else:
+        print_matrix(cells, names, path)
+    barred = path is not None and not all(cell.is_ok for cell in cells)
+    return ExitCode.NOT_DONE if barred else ExitCode.DONE
+
+
+def path_of(text: str, known: dict[str, Release]) -> Sequence[Release]:
+    """The releases of `A,B,A`.  Raises BadInput if they make no path, ReleaseError if one is unknown."""
+    stops = [release_named(name.strip(), known) for name in text.split(",")]
+    if len(stops) < 2:
+        raise BadInput(f"--path {text}: a path has two releases at least, such as r1,r6,r1")
+    return stops
 
 
 def _print_verdict(verdict: Verdict, file: Path, source: Release, target: Release) -> None:

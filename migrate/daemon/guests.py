@@ -1,6 +1,5 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
-from uuid import uuid4
 
 import attrs
 import trio
@@ -9,6 +8,7 @@ from migrate.daemon.images import Image
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
 from migrate.specs.crucible import unusable_requests
+from sim_vmm.birth import Birth
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram, IdleGuest, Stamp, StampGuest, read_stamp
@@ -80,11 +80,11 @@ class TrioHypervisor:
     image: Image | None = None
     arrived_with: Stamp | None = None
 
-    async def create(self, spec: Spec) -> Machine:
+    async def create(self, spec: Spec, birth: Birth) -> Machine:
         try:
             if reasons := list(unusable_requests(spec)):
                 raise ValueError(sentence(reasons))
-            return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, vm_id=uuid4())
+            return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, birth=birth)
         except (MachineError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from ipaddress import ip_address
 from typing import Any, Final
+from uuid import uuid4
 
 import attrs
 import trio
@@ -27,6 +28,7 @@ from migrate.daemon.target import TargetDaemon
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.errors import MachineCreationFailed
+from migrate.releases import Release
 from sim_vmm.guest import GuestProgram, StampGuest, audit_records, read_records, read_stamp
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
@@ -207,7 +209,7 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
     async def main(nursery: trio.Nursery) -> None:
         hypervisor = TrioHypervisor(nursery)
         listeners = await listen(options.listen)
-        machine = await boot(options.spec, options.program, hypervisor)
+        machine = await boot(options.spec, options.program, hypervisor, options.settings.release)
         runner = GuestRunner(machine, options.program, nursery)
         await runner.resume()
         daemon = SourceDaemon(runner, journal_of_owner(), options.settings, events, deadlines=options.deadlines)
@@ -304,10 +306,10 @@ async def listen(address: Address) -> list[trio.SocketListener]:
         raise BadInput(f"cannot listen on {address}: {reason}; choose another port, or 0 for any") from error
 
 
-async def boot(spec: Spec, program: GuestProgram, hypervisor: TrioHypervisor) -> Machine:
-    """A machine newly born, its guest booted.  Raises BadInput if the spec makes no machine here."""
+async def boot(spec: Spec, program: GuestProgram, hypervisor: TrioHypervisor, release: Release) -> Machine:
+    """A machine born on this release, its guest booted.  Raises BadInput if the spec makes no machine here."""
     try:
-        machine = await hypervisor.create(spec)
+        machine = await hypervisor.create(spec, release.birth(uuid4()))
     except MachineCreationFailed as error:
         raise BadInput(f"this machine cannot be made: {error}") from error
     program.boot(machine)

@@ -1,15 +1,19 @@
 """Preamble and verdict: what a source says of its machine, and what a target makes of it.  Pure.
 
 The daemons and `migrate check` call the same functions, so what the check promises is what the migration does.  A
-refusal names every reason at once, whichever side sees it: the source's obstacles travel in the preamble.
+refusal names every reason at once, whichever side sees it: the source's obstacles travel in the preamble, and so does
+what a payload version would lose of a device's state, in case that version is the best that the target knows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from uuid import UUID
 
 import attrs
 
 from migrate import cbor
-from migrate.protocol.messages import NAME_MAX, Accept, DeviceExports, Extent, KindVersions, Preamble
+from migrate.engine.payload_choice import device_exports, not_exportable, not_importable
+from migrate.plain import quote
+from migrate.protocol.messages import NAME_MAX, Accept, Extent, KindVersions, MachineBirth, Preamble
 from migrate.reasons import Reason
 from migrate.releases import Release
 from migrate.specs import BY_NUMBER
@@ -17,28 +21,33 @@ from migrate.specs.digest import spec_digest
 from migrate.specs.offer import Variant, Withheld, choose, offer, variants_of, withheld_of
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import InstanceSpecsIncompatible, Replacements, replace
+from sim_vmm.birth import Birth, Interface
 from sim_vmm.initialisation import check_initialisation
-from sim_vmm.machine import MIB, Choose, Machine
+from sim_vmm.machine import MIB, Machine
 from sim_vmm.memory import ram_layout
-from sim_vmm.payloads import Schema
 from sim_vmm.spec import Spec, SpecError
 
 
 def preamble_of(machine: Machine, release: Release, name: str) -> Preamble:
     """What the source's build, being `release`, says of `machine`, which it calls `name`."""
     entries = tuple(offer(machine.spec, release.versions))
+    exports = tuple(device_exports(machine, release))
     return Preamble(
         machine=name,
+        birth=MachineBirth(
+            release=machine.birth.release, vm_id=machine.birth.vm_id.bytes, shows=tuple(sorted(machine.birth.shows))
+        ),
         spec_digest=spec_digest(machine.spec),
         variants=variants_of(entries),
         withheld=withheld_of(entries),
-        obstacles=tuple(_obstacles(machine, release)),
-        exports=tuple(_exports(machine, release)),
+        obstacles=(*obstacles_of(machine), *not_exportable(exports, release)),
+        exports=exports,
         ram=tuple(Extent(gpa=region.gpa, length=region.length) for region in machine.memory.layout),
     )
 
 
-def _obstacles(machine: Machine, release: Release) -> Iterator[Reason]:
+def obstacles_of(machine: Machine) -> Iterator[Reason]:
+    """What forbids a migration of `machine` as it is now, wherever it is to go."""
     for obstacle in machine.obstacles():
         yield Reason(
             component=obstacle.component,
@@ -46,61 +55,43 @@ def _obstacles(machine: Machine, release: Release) -> Iterator[Reason]:
             have=obstacle.kind,
             need=f"a machine without it, as it cannot migrate: {obstacle.reason}",
         )
-    for key, device in machine.devices.items():
+    for key in machine.devices:
         if len(key) > NAME_MAX:
             have, need = f"{len(key)} characters long", f"a component key of at most {NAME_MAX} characters"
             yield Reason(component=key, field="key", have=have, need=need)
-        for schemas in device.exports():
-            if not any(release.knows(schema) for schema in schemas):
-                versions = [schema.version for schema in schemas]
-                yield _payload_reason(key, schemas[0].kind, versions, f"release {release.name}, which exports it,", ())
 
 
-def _exports(machine: Machine, release: Release) -> Iterator[DeviceExports]:
-    for key, device in machine.devices.items():
-        kinds = []
-        for schemas in device.exports():
-            versions = tuple(schema.version for schema in schemas if release.knows(schema))
-            if versions:
-                kinds.append(KindVersions(kind=schemas[0].kind, versions=versions))
-        if kinds and len(key) <= NAME_MAX:  # a longer one is an obstacle, and no message can carry it
-            yield DeviceExports(device=key, payloads=tuple(kinds))
-
-
-def _payload_reason(device: str, kind: str, versions: Sequence[int], who: str, known: Sequence[int]) -> Reason:
-    have = ", ".join(map(str, versions)) or "none"
-    knows = f"versions {', '.join(map(str, known))}" if known else "no version"
-    return Reason(
-        component=device,
-        field=kind,
-        have=f"payload version {have}",
-        need=f"a version that both sides know; {who} knows {knows}",
-    )
+def _spec_reason(component: str | None, field: str, have: str, need: str) -> Reason:
+    return Reason(component=component or "spec", field=field, have=have, need=need)
 
 
 @attrs.frozen(kw_only=True)
 class Acceptable:
-    """The verdict is yes: `spec` is the machine to make, replacements applied, `answer` the message that says so."""
+    """The verdict is yes: `spec` and `birth` are the machine to make, replacements applied, `answer` says so."""
 
     spec: Spec
+    birth: Birth
     answer: Accept
 
 
 def judge(preamble: Preamble, release: Release, replacements: Replacements) -> Acceptable | tuple[Reason, ...]:
     """The verdict of a target whose build is `release`: the machine to make, or every reason why not."""
-    reasons = [*preamble.obstacles, *_unknown_payloads(preamble, release)]
+    birth = _birth_of(preamble)
+    reasons = [*preamble.obstacles, *not_importable(preamble.exports, release)]
+    if isinstance(birth, Reason):
+        reasons.append(birth)
     variant = choose(preamble.variants, release.specs)
     if variant is None:
         return (*_no_common_version(preamble, release), *reasons)
     outcome = _spec_of(variant, preamble, replacements)
-    if isinstance(outcome, Spec) and not reasons:
+    if isinstance(outcome, Spec) and isinstance(birth, Birth) and not reasons:
         answer = Accept(
             spec_version=variant.version,
             imports=tuple(
                 KindVersions(kind=kind, versions=versions) for kind, versions in sorted(release.payloads.items())
             ),
         )
-        return Acceptable(spec=outcome, answer=answer)
+        return Acceptable(spec=outcome, birth=birth, answer=answer)
     return (*reasons, *(() if isinstance(outcome, Spec) else outcome))
 
 
@@ -122,13 +113,21 @@ def _no_common_version(preamble: Preamble, release: Release) -> Iterator[Reason]
         )
 
 
-def _unknown_payloads(preamble: Preamble, release: Release) -> Iterator[Reason]:
-    for device in preamble.exports:
-        for offered in device.payloads:
-            known = release.payloads.get(offered.kind, ())
-            if not set(known) & set(offered.versions):
-                who = f"the target ({release.name})"
-                yield _payload_reason(device.device, offered.kind, offered.versions, who, known)
+def _birth_of(preamble: Preamble) -> Birth | Reason:
+    """What the machine shows its guest, if all of it can be shown here."""
+    born = preamble.birth
+    known = {str(interface): interface for interface in Interface}
+    unknown = [name for name in born.shows if name not in known]
+    if unknown:
+        return Reason(
+            component="machine",
+            field="birth",
+            have=f"{quote(unknown[0])}, shown to the guest since it was born on release {quote(born.release)}",
+            need="a target that can show it too",
+        )
+    return Birth(
+        release=born.release, vm_id=UUID(bytes=born.vm_id), shows=frozenset(known[name] for name in born.shows)
+    )
 
 
 def _spec_of(variant: Variant, preamble: Preamble, replacements: Replacements) -> Spec | tuple[Reason, ...]:
@@ -158,34 +157,6 @@ def _spec_of(variant: Variant, preamble: Preamble, replacements: Replacements) -
     if announced != wanted:
         problems.append(_spec_reason("board", "memory_mb", f"RAM at {announced}", f"RAM at {wanted}"))
     return tuple(problems) or spec
-
-
-def _spec_reason(component: str | None, field: str, have: str, need: str) -> Reason:
-    return Reason(component=component or "spec", field=field, have=have, need=need)
-
-
-class NoCommonPayload(Exception):
-    """A payload has no version that both sides know: the peers agreed to what cannot be."""
-
-
-def payload_choice(release: Release, imports: Iterable[KindVersions]) -> Mapping[str, tuple[int, ...]]:
-    """Versions that both sides know, newest first, by kind."""
-    return {
-        theirs.kind: tuple(sorted(set(theirs.versions) & set(release.payloads.get(theirs.kind, ())), reverse=True))
-        for theirs in imports
-    }
-
-
-def chooser(common: Mapping[str, tuple[int, ...]]) -> Choose:
-    """Picks, for each payload, the newest version that both sides know."""
-
-    def choose_schema(device: str, schemas: tuple[Schema, ...]) -> Schema:
-        for schema in schemas:
-            if schema.version in common.get(schema.kind, ()):
-                return schema
-        raise NoCommonPayload(f"device {device!r}: no version of {schemas[0].kind} is known to both sides")
-
-    return choose_schema
 
 
 def why_not_newer(withheld: Iterable[Withheld], variants: Iterable[Variant], chosen: int, target: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from migrate.engine.handoff import Record
 from migrate.protocol.messages import Message, RamBatch
+from sim_vmm.birth import Birth
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 
@@ -69,8 +70,8 @@ class RunningGuest(Protocol):
 class Hypervisor(Protocol):
     """Makes and runs machines on the target."""
 
-    async def create(self, spec: Spec) -> Machine:
-        """A machine for `spec`, not running, its RAM untouched.
+    async def create(self, spec: Spec, birth: Birth) -> Machine:
+        """A machine for `spec` that shows its guest what `birth` says, not running, its RAM untouched.
 
         Raises:
             MachineCreationFailed: this host cannot make it.

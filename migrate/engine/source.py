@@ -12,14 +12,15 @@ Before the pause every device is exported without sending, so that state which c
 guest still runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding, Record, after_settle, answer_settle
-from migrate.engine.negotiation import NoCommonPayload, chooser, payload_choice, preamble_of, why_not_newer
+from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
+from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
 from migrate.engine.policy import Decision, PrecopyPolicy
 from migrate.engine.ports import Clock, Journal, Link, Observer, RunningGuest
 from migrate.engine.ram import RamSender
@@ -31,6 +32,7 @@ from migrate.errors import (
     PeerFailed,
     Refused,
     RemoteProtocolError,
+    StateRefused,
 )
 from migrate.payloads import PayloadError, encode_payload
 from migrate.plain import quote
@@ -59,6 +61,7 @@ from migrate.protocol.messages import (
 from migrate.reasons import Reason
 from migrate.releases import Release
 from sim_vmm.devices.errors import DeviceStateError as MachineDeviceError
+from sim_vmm.devices.errors import StateNotRepresentable
 from sim_vmm.machine import DeviceState as ExportedState
 
 MESSAGE_MAX: Final = 4096
@@ -120,7 +123,7 @@ class _Source:
         await self.welcome(first)  # nothing to undo yet; and a machine that was given away must not be resumed
         try:
             accepted = await self.negotiate()
-            choice = payload_choice(self.settings.release, accepted.imports)
+            choice = common_versions(self.settings.release, accepted.imports)
             await self.copy_while_running()
             self.preflight(choice)
             generation = await self.copy_the_rest(choice)
@@ -197,17 +200,22 @@ class _Source:
                 "limit or the bandwidth, slow the guest, or force the switchover"
             )
 
-    def preflight(self, choice: Mapping[str, tuple[int, ...]]) -> None:
+    def preflight(self, choice: Common) -> None:
         """Export everything as if it were sent, while the guest still runs.
 
         Raises:
-            DeviceStateError: a state that cannot be represented, or does not fit a frame.
+            StateRefused: a state that the target cannot take: it has come about since the preamble.
+            DeviceStateError: a state that does not fit a frame.
         """
+        self.enter("pre-flight")
+        reasons = (*obstacles_of(self.machine), *not_representable(self.machine, choice))
+        if reasons:
+            raise StateRefused(reasons, Role.SOURCE)
         with _device_errors():
             for message in self._device_messages(self.machine.preflight(chooser(choice))):
                 encode_frame(message)
 
-    async def copy_the_rest(self, choice: Mapping[str, tuple[int, ...]]) -> int:
+    async def copy_the_rest(self, choice: Common) -> int:
         """The blackout, up to the target's promise that it holds everything: returns the generation it holds."""
         attempt, link = self.attempt, self.link
         self.enter("pause")
@@ -236,9 +244,13 @@ class _Source:
         assert self.machine.memory.dirty.count == 0, "a paused machine dirtied memory after its last pages were sent"
         return generation
 
-    async def send_devices(self, choice: Mapping[str, tuple[int, ...]]) -> None:
+    async def send_devices(self, choice: Common) -> None:
         with _device_errors():
-            messages = list(self._device_messages(self.machine.export_devices(chooser(choice))))
+            try:
+                messages = list(self._device_messages(self.machine.export_devices(chooser(choice))))
+            except (StateNotRepresentable, NoCommonPayload) as error:  # what the guest did since the pre-flight
+                reasons = tuple(not_representable(self.machine, choice))
+                raise StateRefused(reasons, Role.SOURCE) from error
         for message in messages:
             await self.link.send(message)
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
@@ -346,7 +358,8 @@ class _Source:
         self.machine.memory.dirty.restore()
         await self.guest.resume()
         self.observer.tell("rolled back", phase=self.attempt.phase)
-        if isinstance(error, MigrationError) and not isinstance(error, Refused | PeerFailed):
+        knows_already = isinstance(error, Refused | PeerFailed) and not isinstance(error, StateRefused)
+        if isinstance(error, MigrationError) and not knows_already:
             await tell_failure(self.link, self.attempt.phase, error)
 
 
@@ -366,5 +379,5 @@ class _device_errors:  # noqa: N801  # a context manager, named as what it handl
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, MachineDeviceError | PayloadError | NoCommonPayload | ValueError):
+        if isinstance(error, MachineDeviceError | PayloadError | ValueError):
             raise DeviceStateError(str(error)) from error

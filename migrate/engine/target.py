@@ -37,6 +37,7 @@ from migrate.protocol.messages import (
     Hello,
     Owned,
     Paused,
+    Payload,
     Preamble,
     Prepare,
     RamBatch,
@@ -60,6 +61,7 @@ from sim_vmm.console import ConsoleState, ConsoleStateError
 from sim_vmm.devices.errors import DeviceStateError as MachineDeviceError
 from sim_vmm.machine import DeviceState as ImportedState
 from sim_vmm.machine import Machine
+from sim_vmm.payloads import Payload as MachinePayload
 from sim_vmm.payloads import Schema
 
 
@@ -160,7 +162,7 @@ class _Target:
         verdict = judge(preamble, self.settings.release, self.settings.replacements)
         if isinstance(verdict, Acceptable):
             try:
-                machine = await self.hypervisor.create(verdict.spec)
+                machine = await self.hypervisor.create(verdict.spec, verdict.birth)
             except MachineCreationFailed as error:
                 verdict = (Reason(component="host", field="machine", have=str(error), need="a host that can make it"),)
             else:
@@ -233,9 +235,7 @@ class _Target:
             if len(states) == len(machine.devices):
                 raise RemoteProtocolError(f"the source sends more states than the machine's {len(states)} devices")
             try:
-                payloads = tuple(
-                    decode_payload(Schema(payload.kind, payload.version), payload.data) for payload in message.payloads
-                )
+                payloads = tuple(self.read_payload(payload) for payload in message.payloads)
             except PayloadError as error:
                 raise DeviceStateError(f"device {message.device!r}: {error}") from error
             states.append(ImportedState(message.device, payloads))
@@ -246,6 +246,15 @@ class _Target:
             machine.import_devices(states)
         except MachineDeviceError as error:
             raise DeviceStateError(str(error)) from error
+
+    def read_payload(self, payload: Payload) -> MachinePayload:
+        """Raises PayloadError if this build does not know its version, whatever this program has code for."""
+        schema = Schema(payload.kind, payload.version)
+        release = self.settings.release
+        if not release.knows(schema):
+            known = ", ".join(map(str, release.payloads.get(schema.kind, ()))) or "none"
+            raise PayloadError(f"{schema} has arrived, and the target ({release.name}) knows versions {known} of it")
+        return decode_payload(schema, payload.data)
 
     async def promise(self) -> int:
         """Note that the image is complete, then say so.  From here on only the source can end this."""

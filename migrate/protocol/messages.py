@@ -83,11 +83,36 @@ class KindVersions:
 
 
 @attrs.frozen(kw_only=True)
+class KindExports:
+    """What one payload of a device can be exported as, right now.
+
+    `versions` carry its state of the moment, newest first; 0 stands for leaving the payload out.  `withheld` are those
+    that the source knows but that would lose something.
+    """
+
+    kind: Name
+    versions: Annotated[tuple[U32, ...], AtMost(64)]
+    withheld: Annotated[tuple[Withheld, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
 class DeviceExports:
     """What a device's state can be exported as, right now."""
 
     device: str
-    payloads: Annotated[tuple[KindVersions, ...], AtMost(64)]
+    payloads: Annotated[tuple[KindExports, ...], AtMost(64)]
+
+
+@attrs.frozen(kw_only=True)
+class MachineBirth:
+    """What the guest is shown, wherever it runs: names of interfaces, ascending, and the system's UUID.
+
+    `release` is that of the build that created the machine.
+    """
+
+    release: Name
+    vm_id: Annotated[bytes, Exactly(16)]
+    shows: Annotated[tuple[Name, ...], AtMost(64)]
 
 
 @attrs.frozen(kw_only=True)
@@ -101,6 +126,7 @@ class Preamble:
     TYPE: ClassVar[int] = 3
     BODY_MAX: ClassVar[int] = 8 * MEBIBYTE
     machine: Name
+    birth: MachineBirth
     spec_digest: Annotated[bytes, Exactly(32)]
     variants: Annotated[tuple[Variant, ...], AtMost(64)]
     withheld: Annotated[tuple[Withheld, ...], AtMost(64)]

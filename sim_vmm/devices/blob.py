@@ -1,4 +1,7 @@
-"""A disk kept in memory: the bytes of a blob backend, which travel under the backend's key (device-payloads §3)."""
+"""A disk kept in memory: the bytes of a blob backend, which travel under the backend's key (device-payloads §3).
+
+It is a `sim_vmm.platform.BlockBackend` for the disk in front of it.
+"""
 
 import base64
 import binascii
@@ -27,10 +30,17 @@ class BlobBackend(Device):
     kind: ClassVar[str] = "blob_storage_backend"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = ((InMemoryBlockBackendV1.SCHEMA,),)
 
+    block_size: int = 512
+
     def __init__(self, key: str, data: bytes, *, readonly: bool) -> None:
         super().__init__(key)
         self.readonly = readonly
         self._data = bytearray(data)
+
+    @property
+    def size(self) -> int:
+        """Bytes that a disk over this blob has: whole sectors."""
+        return len(self._data) // self.block_size * self.block_size
 
     def __len__(self) -> int:
         return len(self._data)
@@ -46,6 +56,9 @@ class BlobBackend(Device):
             raise ValueError(f"blob {self.key!r} is read-only")
         self._check_range(offset, len(data))
         self._data[offset : offset + len(data)] = data
+
+    def flush(self) -> None:
+        """The blob is state of the machine: nothing is more durable than that."""
 
     def _check_range(self, offset: int, length: int) -> None:
         if not 0 <= offset <= offset + length <= len(self._data):

@@ -46,6 +46,27 @@ class SchemaNotOffered(DeviceStateError):
         return f"cannot export {chosen}; it exports {offered}"
 
 
+@attrs.frozen(str=False, kw_only=True)
+class StateNotRepresentable(DeviceStateError):
+    """A payload version cannot give this device's state of the moment back unchanged.
+
+    `version` is None if it is the lack of the payload that would lose something.  `field` is the first field lost,
+    `have` its value as text, `need` what would carry it.
+    """
+
+    device: str
+    kind: str
+    version: int | None
+    field: str
+    have: str
+    need: str
+
+    @property
+    def message(self) -> str:
+        without = "without it" if self.version is None else f"by version {self.version}"
+        return f"{self.kind}.{self.field} is {self.have}, which is lost {without}; needed: {self.need}"
+
+
 @attrs.frozen(str=False)
 class PayloadMissing(DeviceStateError):
     """A payload that the device wants has not arrived."""

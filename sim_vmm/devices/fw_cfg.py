@@ -6,19 +6,25 @@ host, so that the guest goes on seeing the tables it booted with (#667, #706).
 The guest selects an entry and reads it byte after byte.  The directory of files is made when it is selected and
 stays as it was then until another selection.  A selection of an entry that no longer exists is cleared on import.
 
+It does so at ports (select, data), or has a piece copied to RAM by writing the address of an access structure to the
+DMA port, big-endian like the structure itself; writing the lower half begins the copy.
+
 Derived, and rebuilt on import: the entries by selector.
 """
 
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar, Final
 from uuid import UUID
 
 import attrs
 
+from sim_vmm.birth import Birth
 from sim_vmm.devices.base import Arrived, Device, Refuse, refusal
-from sim_vmm.memory import ram_layout
+from sim_vmm.memory import GuestAddressError, ram_layout
 from sim_vmm.payloads import FwCfgEntry, FwCfgSelected, FwCfgValueKind, Payload, QemuFwCfgV2, Schema
+from sim_vmm.payloads.directory import FILE_NAME_BYTES, SELECTOR_FIRST_FILE, SELECTOR_INVALID, content_of
 from sim_vmm.spec import SmbiosType1, Spec
 from sim_vmm.spec.components import BootSettings, NvmeDisk, VirtioDisk
 
@@ -28,20 +34,27 @@ SELECTOR_SIGNATURE: Final = 0x0000
 SELECTOR_ID: Final = 0x0001
 SELECTOR_CPU_COUNT: Final = 0x0005
 SELECTOR_FILE_DIR: Final = 0x0019
-#: Files have selectors from here on.
-SELECTOR_FIRST_FILE: Final = 0x0020
-#: Selects nothing.
-SELECTOR_INVALID: Final = 0xFFFF
-
-#: Bytes of a name in the file directory, its terminating zero included.
-FILE_NAME_BYTES: Final = 56
-RAM_FB_BYTES: Final = 28
 E820_RAM: Final = 1
+
+PORTS: Final = range(0x510, 0x51C)
+PORT_SELECTOR: Final = 0x510
+PORT_DATA: Final = 0x511
+PORT_DMA_HIGH: Final = 0x514
+PORT_DMA_LOW: Final = 0x518
+#: The access structure: control, length, address; control has these bits, and a selector in its upper half.
+DMA_ACCESS: Final = struct.Struct(">IIQ")
+DMA_ERROR: Final = 1 << 0
+DMA_READ: Final = 1 << 1
+DMA_SKIP: Final = 1 << 2
+DMA_SELECT: Final = 1 << 3
+DMA_WRITE: Final = 1 << 4
+DMA_CHUNK_BYTES: Final = 65536
 
 
 class FwCfg(Device):
     kind: ClassVar[str] = "qemu_fwcfg"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = ((QemuFwCfgV2.SCHEMA,),)
+    ports = (PORTS,)
 
     def __init__(self, entries: Iterable[FwCfgEntry]) -> None:
         super().__init__(KEY)
@@ -50,6 +63,7 @@ class FwCfg(Device):
         self._selected: FwCfgSelected | None = None
         self._by_selector: dict[int, FwCfgEntry] = {}
         self._derive()
+        self.note_birth()
 
     @property
     def entries(self) -> tuple[FwCfgEntry, ...]:
@@ -61,13 +75,48 @@ class FwCfg(Device):
         self.select(SELECTOR_FILE_DIR)
         self.read(4)
 
+    def port_read(self, port: int, size: int) -> int:
+        """The guest reads data; the other ports read as zero."""
+        return int.from_bytes(self.read(size), "little") if port == PORT_DATA else 0
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """The guest selects an entry, or gives one half of the address of a DMA access."""
+        match port, size:
+            case 0x510, 2:
+                self.select(value)
+            case 0x514, 4:
+                self._dma_addr = int.from_bytes(value.to_bytes(4, "little"), "big") << 32
+            case 0x518, 4:
+                access = self._dma_addr | int.from_bytes(value.to_bytes(4, "little"), "big")
+                self._dma_addr = 0
+                self._dma(access)
+            case _:
+                pass
+
+    def _dma(self, access: int) -> None:
+        """Do the access whose structure is at guest address `access`, and put its outcome there."""
+        memory = self.platform.memory
+        try:
+            control, length, gpa = DMA_ACCESS.unpack(memory.read(access, DMA_ACCESS.size))
+            if control & DMA_SELECT:
+                self.select(control >> 16)
+            outcome = DMA_ERROR if control & DMA_WRITE else 0
+            for start in range(0, length if control & (DMA_READ | DMA_SKIP) else 0, DMA_CHUNK_BYTES):
+                data = self.read(min(DMA_CHUNK_BYTES, length - start))
+                if control & DMA_READ:
+                    memory.write(gpa + start, data)
+        except GuestAddressError:
+            outcome = DMA_ERROR
+        with suppress(GuestAddressError):
+            memory.write(access, struct.pack(">I", outcome))
+
     def select(self, selector: int) -> None:
         """The guest selects an entry; a selector that is none selects nothing."""
         entry = self._by_selector.get(selector)
         if entry is None:
             self._selected = None
             return
-        cached = self._file_dir() if entry.kind is FwCfgValueKind.FILE_DIR else None
+        cached = content_of(entry, self._entries) if entry.kind is FwCfgValueKind.FILE_DIR else None
         self._selected = FwCfgSelected(selector=selector, offset=0, cached_value=cached)
 
     def read(self, length: int) -> bytes:
@@ -77,7 +126,7 @@ class FwCfg(Device):
             return bytes(length)
         content = selected.cached_value
         if content is None:
-            content = self._content(self._by_selector[selected.selector])
+            content = content_of(self._by_selector[selected.selector], self._entries)
         data = content[selected.offset : selected.offset + length]
         self._selected = attrs.evolve(selected, offset=min(selected.offset + length, len(content)))
         return data.ljust(length, b"\0")
@@ -88,25 +137,7 @@ class FwCfg(Device):
         if entry is None:
             raise KeyError(f"fw_cfg has no entry {name!r}")
         self.select(entry.selector)
-        return self.read(len(self._content(entry)))
-
-    def _content(self, entry: FwCfgEntry) -> bytes:
-        match entry.kind:
-            case FwCfgValueKind.FILE_DIR:
-                return self._file_dir()
-            case FwCfgValueKind.RAM_FB:
-                return bytes(RAM_FB_BYTES)
-            case FwCfgValueKind.BYTES:
-                return entry.bytes
-
-    def _file_dir(self) -> bytes:
-        """Big-endian: the number of files, then each file's size, selector, two reserved bytes and name."""
-        files = [entry for entry in self._entries if entry.selector >= SELECTOR_FIRST_FILE]
-        listing = (
-            struct.pack(f">IHH{FILE_NAME_BYTES}s", len(self._content(file)), file.selector, 0, file.name.encode())
-            for file in files
-        )
-        return struct.pack(">I", len(files)) + b"".join(listing)
+        return self.read(len(content_of(entry, self._entries)))
 
     def _derive(self) -> None:
         self._by_selector = {entry.selector: entry for entry in self._entries}
@@ -145,10 +176,10 @@ def _check_entries(entries: tuple[FwCfgEntry, ...], refuse: Refuse) -> None:
         names.add(entry.name)
 
 
-def birth_entries(spec: Spec, memory_bytes: int, vm_id: UUID) -> tuple[FwCfgEntry, ...]:
-    """What a machine is born with: signature, interface, CPU count, directory, memory map, SMBIOS, boot order.
+def birth_entries(spec: Spec, memory_bytes: int, birth: Birth) -> tuple[FwCfgEntry, ...]:
+    """What a machine is born with: signature, interface, CPU count, directory, SMBIOS, maybe boot order and memory map.
 
-    `vm_id` is shown to the guest as the system's UUID, and as its serial number unless the spec has SMBIOS
+    `birth.vm_id` is shown to the guest as the system's UUID, and as its serial number unless the spec has SMBIOS
     (instance-specs §2).
     """
     data = (
@@ -156,11 +187,9 @@ def birth_entries(spec: Spec, memory_bytes: int, vm_id: UUID) -> tuple[FwCfgEntr
         (SELECTOR_ID, "id", struct.pack("<I", 0b11)),  # the traditional interface and DMA
         (SELECTOR_CPU_COUNT, "nb-cpus", struct.pack("<H", spec.board.cpus)),
     )
-    files = (
-        ("bootorder", _boot_order(spec)),
-        ("etc/e820", _e820(memory_bytes)),
-        ("etc/smbios/smbios-tables", _smbios_type_1(spec.smbios, vm_id)),
-    )
+    files = [("etc/smbios/smbios-tables", _smbios_type_1(spec.smbios, birth.vm_id))]
+    if birth.fw_cfg_tables:
+        files = [("bootorder", _boot_order(spec)), ("etc/e820", _e820(memory_bytes)), *files]
     return (
         *(FwCfgEntry(selector=s, name=name, kind=FwCfgValueKind.BYTES, bytes=value) for s, name, value in data),
         FwCfgEntry(selector=SELECTOR_FILE_DIR, name="file-dir", kind=FwCfgValueKind.FILE_DIR, bytes=b""),

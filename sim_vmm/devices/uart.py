@@ -10,8 +10,19 @@ from typing import ClassVar, Final
 
 from sim_vmm.devices.base import Arrived, Device, InterruptPin, refusal
 from sim_vmm.payloads import Payload, Schema, Uart16550V1
+from sim_vmm.platform import Platform
 
 FIFO_DEPTH: Final = 1
+
+#: Registers by their distance from the first port.
+REGISTER_DATA: Final = 0
+REGISTER_INTERRUPT_ENABLE: Final = 1
+REGISTER_INTERRUPT_CAUSE: Final = 2
+REGISTER_LINE_CONTROL: Final = 3
+REGISTER_MODEM_CONTROL: Final = 4
+REGISTER_LINE_STATUS: Final = 5
+REGISTER_MODEM_STATUS: Final = 6
+REGISTER_SCRATCH: Final = 7
 
 ENABLE_RECEIVED: Final = 1 << 0
 ENABLE_TRANSMITTER_EMPTY: Final = 1 << 1
@@ -27,6 +38,7 @@ CAUSE_TRANSMITTER_EMPTY: Final = 0x02
 CAUSE_RECEIVED: Final = 0x04
 
 LINE_8N1: Final = 0x03
+LINE_DIVISOR_LATCH: Final = 1 << 7
 MODEM_DTR_RTS_OUT2: Final = 0x0B
 MODEM_STATUS_CONNECTED: Final = 0xB0
 
@@ -35,9 +47,11 @@ class Uart(Device):
     kind: ClassVar[str] = "serial_port"
     EXPORTS: ClassVar[tuple[tuple[Schema, ...], ...]] = ((Uart16550V1.SCHEMA,),)
 
-    def __init__(self, key: str, sink: Callable[[bytes], None]) -> None:
+    def __init__(self, key: str, sink: Callable[[bytes], None], ports: range = range(0x3F8, 0x400)) -> None:
         super().__init__(key)
+        self.ports = (ports,)
         self.pin = InterruptPin()
+        self._is_attached = False
         self._sink = sink
         self._intr_enable = 0
         self._line_ctrl = 0
@@ -49,6 +63,56 @@ class Uart(Device):
         self._thre_state = False
         self._rx_fifo = b""
         self._tx_fifo = b""
+
+    def attach(self, platform: Platform) -> None:
+        super().attach(platform)
+        self._is_attached = True
+
+    def port_read(self, port: int, size: int) -> int:
+        """The guest reads the register at `port`; with the divisor latch open, the first two are the divisor."""
+        register = port - self.ports[0].start
+        if self._line_ctrl & LINE_DIVISOR_LATCH and register <= REGISTER_INTERRUPT_ENABLE:
+            return self._divisor[register]
+        match register:
+            case 0:
+                return self.read_received()
+            case 1:
+                return self._intr_enable
+            case 2:
+                return self.read_cause()
+            case 3:
+                return self._line_ctrl
+            case 4:
+                return self._modem_ctrl
+            case 5:
+                status = self._line_status
+                self._line_status &= ~STATUS_OVERRUN
+                return status
+            case 6:
+                return self._modem_status
+            case _:
+                return self._scratch
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """The guest writes the register at `port`; the two status registers are not writable."""
+        register, byte = port - self.ports[0].start, value & 0xFF
+        if self._line_ctrl & LINE_DIVISOR_LATCH and register <= REGISTER_INTERRUPT_ENABLE:
+            low, high = self._divisor
+            self._divisor = (byte, high) if register == REGISTER_DATA else (low, byte)
+            return
+        match register:
+            case 0:
+                self.transmit(bytes([byte]))
+            case 1:
+                self.enable_interrupts(byte)
+            case 3:
+                self._line_ctrl = byte
+            case 4:
+                self._modem_ctrl = byte
+            case 7:
+                self._scratch = byte
+            case _:
+                pass
 
     def driver_probe(self) -> None:
         """Set 8N1 and enable the receive interrupt; transmitting is polled."""
@@ -106,6 +170,8 @@ class Uart(Device):
 
     def _derive(self) -> None:
         self.pin.asserted = self._cause() != NO_CAUSE
+        if self._is_attached:
+            self.platform.interrupts.set_line(self.key, self.pin.asserted)
 
     def _payloads(self) -> tuple[Payload, ...]:
         return (

@@ -1,0 +1,55 @@
+"""`migrate wire`: the hub of a wire, in a process of its own."""
+
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import trio
+
+from migrate.cli.output import complain
+from migrate.daemon.run import BadInput, ExitCode
+from migrate.daemon.wire import WireError, WireObserver, WireRecord, recorder
+
+
+def wire(path: Path, *, record: Path | None = None) -> int:
+    """Carry frames between the NICs of all daemons with --wire PATH, and record who spoke when, until interrupted.
+
+    Parameters
+    ----------
+    path
+        Where the wire's socket is to be.
+    record
+        The file to write a line of JSON to for every frame; an old one is written on.
+    """
+    with ExitStack() as stack:
+        note: Callable[[WireRecord], None] = _ignore
+        if record is not None:
+            try:
+                note = recorder(stack.enter_context(record.open("a")))
+            except OSError as error:
+                raise BadInput(f"{record}: cannot be written: {error.strerror or error}") from error
+        observer = WireObserver(path, note)
+        refused = None
+        try:
+            trio.run(_serve, observer)
+        except* WireError as group:
+            refused = str(group.exceptions[0])
+        if refused is not None:
+            raise BadInput(refused)
+    complain(f"the wire at {path} has carried {observer.seen} frames")
+    return ExitCode.DONE
+
+
+async def _serve(observer: WireObserver) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await nursery.start(observer.serve)
+            complain(f"the wire at {observer.path} is there; Ctrl-C takes it away")
+            async for _ in signals:
+                break
+        nursery.cancel_scope.cancel()
+
+
+def _ignore(_record: WireRecord) -> None:
+    """Nobody wants to know."""

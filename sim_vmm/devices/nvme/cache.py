@@ -1,0 +1,72 @@
+"""A controller's volatile write cache, between its commands and the backend.
+
+With a cache, a completed write may be here only, until the guest flushes, the cache is full, or the machine is paused:
+a pause writes everything back, because nothing of a cache travels.  Without one, a completed write is on the medium:
+then the guest need not flush at all (instance-specs §10), so a machine that lost the `false` in its spec on the way
+would lose its guest's data at the next power cut.
+"""
+
+from typing import Final
+
+from sim_vmm.platform import BlockBackend
+
+#: When more than this waits, it is all written back.
+CACHED_BYTES_MAX: Final = 1 << 20
+
+
+class WriteCache:
+    """Whole blocks of `backend`; offsets and lengths in bytes.  Errors are those of the backend (OSError)."""
+
+    def __init__(self, backend: BlockBackend) -> None:
+        self.backend = backend
+        self._blocks: dict[int, bytes] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._blocks
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self.is_empty:
+            return self.backend.read(offset, length)
+        size = self.backend.block_size
+        data = bytearray(self.backend.read(offset, length))
+        for start in range(0, length, size):
+            cached = self._blocks.get(offset + start)
+            if cached is not None:
+                data[start : start + size] = cached
+        return bytes(data)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Keep `data` here for now."""
+        size = self.backend.block_size
+        for start in range(0, len(data), size):
+            self._blocks[offset + start] = data[start : start + size]
+        if len(self._blocks) * size > CACHED_BYTES_MAX:
+            self.flush()
+
+    def write_through(self, offset: int, data: bytes) -> None:
+        """On return `data`, and all that was written before it, is on the medium."""
+        self._write_back()
+        self.backend.write(offset, data)
+        self.backend.flush()
+
+    def flush(self) -> None:
+        """On return all that was written is on the medium.  After an error it is still here, to be tried again."""
+        self._write_back()
+        self.backend.flush()
+
+    def _write_back(self) -> None:
+        run: list[bytes] = []
+        begin = end = 0
+        for offset in sorted(self._blocks):
+            if offset != end:
+                self._write_run(begin, run)
+                begin, run = offset, []
+            run.append(self._blocks[offset])
+            end = offset + self.backend.block_size
+        self._write_run(begin, run)
+        self._blocks.clear()
+
+    def _write_run(self, offset: int, run: list[bytes]) -> None:
+        if run:
+            self.backend.write(offset, b"".join(run))

@@ -1,0 +1,72 @@
+"""What runs inside an emulated machine: programs whose whole state is in it (program.py).
+
+    idle                       nothing
+    stamp                      writes to RAM and console so that a loss shows (stamp.py)
+    ledger                     numbered records on disk, in RAM, on the console and on the wire (ledger.py)
+    dirty:RATE,WORKING_SET     writes to RAM at a rate (dirty.py)
+
+Their texts, as `--guest` takes them, are read by `make_guest`; a new host finds a program in RAM with `guest_in`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from sim_vmm.guest.console_records import Record, RecordsAudit, audit_records, read_records
+from sim_vmm.guest.dirty import DirtyGuest
+from sim_vmm.guest.idle import IdleGuest
+from sim_vmm.guest.layout import SystemLayout
+from sim_vmm.guest.ledger import LedgerGuest
+from sim_vmm.guest.program import GuestDoesNotFit, GuestProgram, Heartbeat, read_heartbeat
+from sim_vmm.guest.stamp import Stamp, StampGuest, read_stamp
+from sim_vmm.memory import GuestMemory
+
+__all__ = [
+    "GUESTS",
+    "DirtyGuest",
+    "GuestDoesNotFit",
+    "GuestProgram",
+    "Heartbeat",
+    "IdleGuest",
+    "LedgerGuest",
+    "Record",
+    "RecordsAudit",
+    "Stamp",
+    "StampGuest",
+    "SystemLayout",
+    "audit_records",
+    "guest_in",
+    "make_guest",
+    "read_heartbeat",
+    "read_records",
+    "read_stamp",
+]
+
+#: The programs that `--guest` knows.
+GUESTS: Final[dict[str, type[GuestProgram]]] = {
+    cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest, DirtyGuest)
+}
+
+#: How to make each from what stands behind its name and a colon, which is empty for most.
+_MAKERS: Final[dict[str, Callable[[], GuestProgram]]] = {cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest)}
+
+
+def make_guest(text: str) -> GuestProgram:
+    """The guest program that is called `text`, with its arguments: `ledger`, `dirty:200M,64M`.
+
+    Raises:
+        ValueError: there is none of this name, or its arguments are not as it wants them.
+    """
+    name, colon, arguments = text.partition(":")
+    if name == DirtyGuest.name:
+        return DirtyGuest.parse(arguments)
+    if name not in GUESTS:
+        raise ValueError(f"unknown guest program {name!r}; known are {', '.join(sorted(GUESTS))}")
+    if colon:
+        raise ValueError(f"guest program {name!r} takes no arguments: {arguments!r}")
+    return _MAKERS[name]()
+
+
+def guest_in(memory: GuestMemory) -> GuestProgram:
+    """The program whose state is in this RAM, which is all that a new host has to go by; `idle` if there is none."""
+    found = (program.found_in(memory) for program in GUESTS.values())
+    return next((program for program in found if program is not None), IdleGuest())

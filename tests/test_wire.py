@@ -1,0 +1,339 @@
+"""Frames, networks in memory, and wires between processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrate.daemon.wire import (
+    PATH_BYTES_MAX,
+    SocketWire,
+    SocketWires,
+    WireError,
+    WireObserver,
+    WireRecord,
+    ends_of,
+    read_records,
+    recorder,
+)
+from sim_vmm.wire import BACKLOG_FRAMES_MAX, BROADCAST, Frame, Hub, SequencedFrame, Unplugged, is_group_address
+
+A = b"\xa8\x40\x25\0\0\1"
+B = b"\xa8\x40\x25\0\0\2"
+
+
+def frame(number: int = 1, source: bytes = A) -> bytes:
+    return SequencedFrame(destination=BROADCAST, source=source, sequence=number, uptime_ns=10 * number).encode()
+
+
+# Frames
+
+
+def test_a_sequenced_frame_has_the_layout_of_the_standard() -> None:
+    raw = SequencedFrame(destination=BROADCAST, source=A, sequence=0x0102, uptime_ns=3).encode()
+    assert raw == bytes.fromhex("ffffffffffff a84025000001 88b5 0000000000000102 0000000000000003") + bytes(30)
+    assert len(raw) == 60
+
+
+addresses = st.binary(min_size=6, max_size=6)
+u64 = st.integers(0, 2**64 - 1)
+
+
+@given(addresses, addresses, u64, u64)
+def test_a_sequenced_frame_is_read_back(destination: bytes, source: bytes, sequence: int, uptime_ns: int) -> None:
+    frame = SequencedFrame(destination=destination, source=source, sequence=sequence, uptime_ns=uptime_ns)
+    assert SequencedFrame.parse(frame.encode()) == frame
+
+
+@given(addresses, addresses, st.integers(0, 0xFFFF), st.binary(min_size=46, max_size=200))
+def test_a_frame_is_read_back(destination: bytes, source: bytes, ethertype: int, payload: bytes) -> None:
+    frame = Frame(destination=destination, source=source, ethertype=ethertype, payload=payload)
+    assert Frame.parse(frame.encode()) == frame
+
+
+@given(st.binary(max_size=29))
+def test_what_is_too_short_is_no_frame(raw: bytes) -> None:
+    assert SequencedFrame.parse(raw) is None
+    assert (Frame.parse(raw) is None) is (len(raw) < 14)
+
+
+def test_a_frame_of_another_type_carries_no_sequence_number() -> None:
+    assert SequencedFrame.parse(Frame(destination=A, source=B, ethertype=0x0800, payload=b"").encode()) is None
+
+
+@pytest.mark.parametrize(("address", "group"), [(A, False), (BROADCAST, True), (b"\x01\0\x5e\0\0\1", True)])
+def test_group_addresses_are_told_by_their_first_bit(address: bytes, group: bool) -> None:
+    assert is_group_address(address) is group
+
+
+# In memory
+
+
+def test_a_hub_brings_a_frame_to_everybody_else() -> None:
+    hub = Hub()
+    seen: list[bytes] = []
+    hub.observers.append(seen.append)
+    first, second, third = hub.plug(), hub.plug(), hub.plug()
+    for plug in (first, second, third):
+        assert plug.receive() == ()
+    first.send(frame(1))
+    second.send(frame(2))
+    assert [plug.receive() for plug in (first, second, third)] == [(frame(2),), (frame(1),), (frame(1), frame(2))]
+    assert first.receive() == ()
+    assert seen == [frame(1), frame(2)]
+
+
+def test_a_plug_hears_nothing_from_before_its_first_look_or_after_it_was_pulled() -> None:
+    hub = Hub()
+    plug = hub.plug()
+    hub.carry(frame(1))
+    assert plug.receive() == ()
+    hub.carry(frame(2))
+    assert plug.receive() == (frame(2),)
+    hub.carry(frame(3))
+    plug.pull()
+    plug.pull()
+    assert hub.plugs == []
+    assert plug.receive() == ()
+
+
+def test_a_plug_that_nobody_looks_at_drops_frames() -> None:
+    hub = Hub()
+    plug = hub.plug()
+    plug.receive()
+    for number in range(BACKLOG_FRAMES_MAX + 3):
+        hub.carry(frame(number))
+    assert plug.dropped == 3
+    assert len(tuple(plug.receive())) == BACKLOG_FRAMES_MAX
+
+
+def test_without_a_cable_nothing_goes_or_comes() -> None:
+    wire = Unplugged()
+    wire.send(frame())
+    assert list(wire.receive()) == []
+
+
+# Between processes
+
+
+class Clock:
+    """One nanosecond later with every look."""
+
+    now = 0
+
+    def __call__(self) -> int:
+        self.now += 1
+        return self.now
+
+
+def observer(path: Path) -> tuple[WireObserver, list[WireRecord]]:
+    records: list[WireRecord] = []
+    return WireObserver(path, records.append, Clock()), records
+
+
+async def happens(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # it happens in the kernel or in the hub, which tell nobody
+            await trio.lowlevel.checkpoint()
+
+
+async def until(wire: SocketWire, count: int) -> list[bytes]:
+    """The next `count` frames at the end `wire`."""
+    frames: list[bytes] = []
+    with trio.fail_after(5):
+        while len(frames) < count:
+            frames += wire.receive()
+            await trio.lowlevel.checkpoint()
+    return frames
+
+
+async def test_a_hub_carries_and_records_what_ends_say(tmp_path: Path, nursery: trio.Nursery) -> None:
+    hub, records = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    wires = SocketWires(tmp_path / "w")
+    first, second = wires("nic-a", A), wires("nic-b", B)
+    first.receive(), second.receive()
+    first.send(frame(7))
+    assert await until(second, 1) == [frame(7)]
+    second.send(frame(8, B))
+    assert await until(first, 1) == [frame(8, B)]
+    assert records == [
+        WireRecord(at_ns=1, source="a8:40:25:00:00:01", sequence=7, uptime_ns=70, length=60),
+        WireRecord(at_ns=2, source="a8:40:25:00:00:02", sequence=8, uptime_ns=80, length=60),
+    ]
+    assert (hub.seen, hub.undelivered, wires.dropped) == (2, 0, 0)
+    wires.close()
+    assert list(ends_of(tmp_path / "w").iterdir()) == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_busy_hub_gets_everything_in_order(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """The kernel queues a few datagrams only; the rest waits with the sender."""
+    hub, records = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    wire = SocketWire(tmp_path / "w", A)
+    for number in range(500):
+        wire.send(frame(number))
+    with trio.fail_after(5):
+        while len(records) < 500:
+            await trio.lowlevel.checkpoint()
+            wire.flush()
+    assert [record.sequence for record in records] == list(range(500))
+    assert wire.dropped == 0
+    wire.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_waits_is_bounded(tmp_path: Path, nursery: trio.Nursery) -> None:
+    hub, _ = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    wire = SocketWire(tmp_path / "w", A)
+    for number in range(2 * BACKLOG_FRAMES_MAX):
+        wire.send(frame(number))
+    assert 0 < wire.dropped < BACKLOG_FRAMES_MAX
+    wire.close()
+    assert wire.dropped > BACKLOG_FRAMES_MAX
+    nursery.cancel_scope.cancel()
+
+
+def test_an_end_without_a_hub_drops_and_goes_on(tmp_path: Path) -> None:
+    wire = SocketWire(tmp_path / "nobody", A)
+    assert wire.receive() == []
+    wire.send(frame())
+    wire.send(frame())
+    assert wire.dropped == 2
+    wire.close()
+    wire.close()
+
+
+async def test_hubs_come_and_go_and_ends_stay(tmp_path: Path) -> None:
+    listening, speaking = SocketWire(tmp_path / "w", A), SocketWire(tmp_path / "w", B)
+    listening.receive()
+    for number in (1, 2):
+        hub, _ = observer(tmp_path / "w")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(hub.serve)
+            speaking.send(frame(number))
+            assert await until(listening, 1) == [frame(number)]
+            nursery.cancel_scope.cancel()
+        assert not (tmp_path / "w").exists()
+        speaking.send(frame(99))
+    assert speaking.dropped == 2
+    listening.close()
+    speaking.close()
+
+
+async def test_an_end_hears_nothing_from_before_its_first_look(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """A machine that is being filled must not collect what its source still receives."""
+    hub, records = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    late, speaking = SocketWire(tmp_path / "w", A), SocketWire(tmp_path / "w", B)
+    speaking.send(frame(1))
+    await happens(lambda: bool(records))
+    assert late.receive() == []
+    speaking.send(frame(2))
+    assert await until(late, 1) == [frame(2)]
+    late.close()
+    speaking.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_a_killed_process_left_is_cleared(tmp_path: Path, nursery: trio.Nursery) -> None:
+    killed = SocketWire(tmp_path / "w", A)
+    killed.receive()
+    killed._socket.close()
+    left = next(ends_of(tmp_path / "w").iterdir())
+    hub, records = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    wire = SocketWire(tmp_path / "w", B)
+    wire.send(frame())
+    await happens(lambda: not left.exists())
+    assert len(records) == 1
+    wire.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_second_hub_is_refused_and_a_dead_ones_socket_is_not_in_the_way(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    path = tmp_path / "w"
+    with observer(path)[0]._listening() as listener:
+        with pytest.raises(WireError, match="there is a hub already"):
+            await observer(path)[0].serve()
+        listener.close()
+        await nursery.start(observer(path)[0].serve)
+        assert path.is_socket()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_path_that_is_no_wire_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(WireError, match="something that is no wire"):
+        await observer(file)[0].serve()
+    assert file.read_text() == "precious"
+    with pytest.raises(WireError, match="cannot be listened at: No such file or directory"):
+        await observer(tmp_path / "nowhere" / "w")[0].serve()
+    with pytest.raises(WireError, match="too long for a wire; it can have"):
+        SocketWire(Path("/" + "x" * PATH_BYTES_MAX), A)
+
+
+async def test_only_our_user_may_speak(tmp_path: Path, nursery: trio.Nursery) -> None:
+    hub, _ = observer(tmp_path / "w")
+    await nursery.start(hub.serve)
+    assert (tmp_path / "w").stat().st_mode & 0o077 == 0
+    assert ends_of(tmp_path / "w").stat().st_mode & 0o077 == 0
+    nursery.cancel_scope.cancel()
+
+
+def test_records_are_lines_that_can_be_read_while_they_are_written(tmp_path: Path) -> None:
+    records = [WireRecord.of(frame(3), 5), WireRecord.of(bytes(60), 6)]
+    with (tmp_path / "record").open("w") as stream:
+        note = recorder(stream)
+        for record in records:
+            note(record)
+        stream.write('{"at_ns": 7')
+        stream.flush()
+        with (tmp_path / "record").open() as lines:
+            assert list(read_records(lines)) == records
+    with pytest.raises(ValueError, match="is no record of a wire"):
+        list(read_records(['{"what": 1}\n']))
+
+
+def test_the_command_carries_and_records(tmp_path: Path) -> None:
+    path, record = tmp_path / "w", tmp_path / "record"
+    command = [sys.executable, "-m", "migrate", "wire", os.fspath(path), "--record", os.fspath(record)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as hub:
+        assert hub.stderr is not None
+        assert "is there" in hub.stderr.readline()
+        wire = SocketWire(path, A)
+        wire.send(frame(12))
+        while not record.read_text().endswith("\n"):
+            pass
+        hub.send_signal(signal.SIGINT)
+        assert "has carried 1 frames" in hub.stderr.readline()
+        assert hub.wait() == 0
+        wire.close()
+    document = json.loads(record.read_text())
+    assert (document["source"], document["sequence"], document["length"]) == ("a8:40:25:00:00:01", 12, 60)
+    assert document["at_ns"] > 0
+
+
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments, complaint in (
+        ([tmp_path / "file"], "something that is no wire"),
+        ([tmp_path / "w", "--record", tmp_path], "cannot be written"),
+    ):
+        command = [sys.executable, "-m", "migrate", "wire", *map(os.fspath, arguments)]  # type: ignore[arg-type]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert complaint in result.stderr
