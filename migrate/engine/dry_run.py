@@ -9,6 +9,7 @@ from migrate.engine.negotiation import (
     NoCommonPayload,
     chooser,
     judge,
+    no_machine_reasons,
     payload_choice,
     preamble_of,
     why_not_newer,
@@ -53,12 +54,7 @@ def would_migrate(spec: Spec, source: Release, target: Release, guest: GuestProg
     try:
         machine = Machine.create(spec, host_clock=ManualClock(), counters=InjectionCounters())
     except MachineError as error:
-        return Verdict(
-            reasons=tuple(
-                Reason(component=e.component, field=e.field, have=e.message, need="what a machine can be made of")
-                for e in error.errors
-            )
-        )
+        return Verdict(reasons=tuple(no_machine_reasons(error.errors)))
     with machine:
         guest.boot(machine)
         return _judged(machine, source, target)
