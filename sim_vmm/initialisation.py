@@ -45,7 +45,7 @@ RESERVED_NAMES: Final = re.compile(
 
 @attrs.frozen
 class InitialisationError:
-    """`component` is a component key, or `board`; `message` says what is wrong with `field` and what instead."""
+    """`component` is a component key, or `board`; `message`: what `field` is, a semicolon, what would do."""
 
     component: str
     field: str
@@ -70,17 +70,19 @@ def check_initialisation(spec: Spec) -> list[InitialisationError]:
 def _board(spec: Spec) -> Iterator[InitialisationError]:
     board = spec.board
     if not 1 <= board.cpus <= VCPUS_MAX:
-        yield InitialisationError("board", "cpus", f"{board.cpus}; a machine has 1 to {VCPUS_MAX} vCPUs")
+        yield InitialisationError("board", "cpus", f"{board.cpus}; 1 to {VCPUS_MAX} vCPUs")
     if board.memory_mb < 1:
-        yield InitialisationError("board", "memory_mb", f"{board.memory_mb}; a machine has at least 1 MiB of RAM")
+        yield InitialisationError("board", "memory_mb", f"{board.memory_mb}; at least 1 MiB of RAM")
     if all(port.num is not SerialNumber.COM1 for _, port in spec.of_kind(SerialPort)):
-        yield InitialisationError("board", "components", "no serial port com1; every machine has its console there")
+        yield InitialisationError(
+            "board", "components", "without a serial port com1; one, which is the console of every machine"
+        )
 
 
 def _names(spec: Spec) -> Iterator[InitialisationError]:
     for key in spec.components:
         if key.uuid is None and RESERVED_NAMES.fullmatch(key.name):
-            yield InitialisationError(str(key), "key", "this is the name of a chipset device; choose another")
+            yield InitialisationError(str(key), "key", "the name of a chipset device; another")
 
 
 def _pci(spec: Spec) -> Iterator[InitialisationError]:
@@ -89,10 +91,10 @@ def _pci(spec: Spec) -> Iterator[InitialisationError]:
     for key, bridge in spec.of_kind(PciBridge):
         bus = bridge.downstream_bus
         if bus == 0:
-            yield InitialisationError(str(key), "downstream_bus", "0 is the root bus, which lies behind no bridge")
+            yield InitialisationError(str(key), "downstream_bus", "0, the root bus; 1 to 255")
         elif bus in bridge_to:
             yield InitialisationError(
-                str(key), "downstream_bus", f"{bus}, which lies behind bridge {str(bridge_to[bus])!r} already"
+                str(key), "downstream_bus", f"{bus}, which lies behind bridge {str(bridge_to[bus])!r}; a bus of its own"
             )
         else:
             bridge_to[bus] = key
@@ -101,16 +103,18 @@ def _pci(spec: Spec) -> Iterator[InitialisationError]:
             continue
         path = component.pci_path
         if path in CHIPSET_SLOTS:
-            yield InitialisationError(str(key), "pci_path", f"{path} belongs to the chipset's {CHIPSET_SLOTS[path]}")
+            yield InitialisationError(
+                str(key), "pci_path", f"{path}; a slot other than this one of the chipset's {CHIPSET_SLOTS[path]}"
+            )
         if path.bus != 0 and path.bus not in bridge_to:
-            yield InitialisationError(str(key), "pci_path", f"{path}: no bridge has downstream_bus {path.bus}")
+            yield InitialisationError(str(key), "pci_path", f"{path}; a bridge with downstream_bus {path.bus}")
 
 
 def _vsock(spec: Spec) -> Iterator[InitialisationError]:
     for key, vsock in spec.of_kind(VirtioSocket):
         if not GUEST_CID_MIN <= vsock.guest_cid <= GUEST_CID_MAX:
             yield InitialisationError(
-                str(key), "guest_cid", f"{vsock.guest_cid}; guests have {GUEST_CID_MIN} to {GUEST_CID_MAX:#x}"
+                str(key), "guest_cid", f"{vsock.guest_cid}; a number from {GUEST_CID_MIN} to {GUEST_CID_MAX:#x}"
             )
 
 
@@ -130,5 +134,5 @@ def _boot_order(spec: Spec) -> Iterator[InitialisationError]:
                 yield InitialisationError(
                     str(key),
                     f"order[{index}]",
-                    f"disk {str(entry)!r} is on bus {disk.pci_path.bus}; firmware boots from 0",
+                    f"disk {str(entry)!r} on bus {disk.pci_path.bus}; a disk on bus 0, from which firmware boots",
                 )

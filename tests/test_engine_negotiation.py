@@ -257,8 +257,8 @@ REFUSALS: list[tuple[str, Callable[[], Preamble], Replacements, list[str]]] = [
         lambda: PREAMBLE,
         {SpecKey.parse("disk-backend"): MOVED},
         [
-            "disk-backend: replacement is replacement of 'disk-backend': the source's spec has no component of that "
-            "key; needed: a replacement that fits"
+            "disk-backend: replacement is a crucible_storage_backend; needed: the key of a component of the source's "
+            "spec"
         ],
     ),
     (
@@ -266,9 +266,8 @@ REFUSALS: list[tuple[str, Callable[[], Preamble], Replacements, list[str]]] = [
         lambda: preamble_for(make_spec(CRUCIBLE)),
         {SpecKey.parse("disk-backend"): VirtioNetworkBackend("vnic0")},
         [
-            "disk-backend: replacement is replacement of 'disk-backend' is a virtio_network_backend, but the source's "
-            "component is a crucible_storage_backend; a component can only be replaced by its own kind; needed: a "
-            "replacement that fits"
+            "disk-backend: replacement is a virtio_network_backend; needed: a crucible_storage_backend, as the "
+            "source's is one and kinds cannot change"
         ],
     ),
 ]

@@ -97,7 +97,7 @@ def test_a_failed_machine_says_why() -> None:
 def test_a_spec_that_makes_no_machine_is_refused_with_every_reason() -> None:
     spec = make_spec({}, cpus=0, memory_mb=0)
     with pytest.raises(
-        MachineError, match=r"board, cpus: 0; .*; board, memory_mb: 0; .*; board, components: no"
+        MachineError, match=r"board, cpus: 0; .*; board, memory_mb: 0; .*; board, components: without a serial port"
     ) as caught:
         Machine.create(spec, host_clock=ManualClock(), counters=InjectionCounters())
     assert len(caught.value.errors) == 3

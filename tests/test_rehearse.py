@@ -104,8 +104,11 @@ def test_a_rehearsal_that_migrates_reports_what_the_contract_promises(mark: str)
             "outcome": "str",
             "phase": "str",
             "error": "NoneType",
+            "reasons": [],
             "spec_version": "int",
+            "why_not_newer": [],
             "rounds": [ROUND],
+            "warnings": [],
             "ledger": {"total_ms": "float", "downtime_ms": "float", "steps": [STEP]},
         }
     ]
@@ -125,7 +128,8 @@ def test_a_rehearsal_that_is_refused_moves_nothing() -> None:
     document = said.document
     (attempt,) = document["attempts"]
     assert set(document) == KEYS
-    assert set(attempt) == {"outcome", "phase", "error", "spec_version", "payloads", "rounds", "ledger"}
+    assert set(attempt) >= {"outcome", "phase", "error", "spec_version", "payloads", "rounds", "ledger"}
+    assert {"component", "field", "have", "need", "message"} == set(attempt["reasons"][0])
     assert shape(attempt["error"]) == ERROR
     assert (document["outcome"], document["owner"]) == ("refused", "source")
     assert (attempt["outcome"], attempt["phase"], attempt["error"]["class"]) == ("refused", "verdict", "Refused")

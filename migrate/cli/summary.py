@@ -19,11 +19,12 @@ LABEL: Final = 10
 def print_summary(result: RehearsalResult, title: str) -> None:
     print_line()
     print_line(f"{title}: {result.outcome}", style="bold")
-    for number, attempt in enumerate(result.attempts, 1):
-        is_last = number == len(result.attempts)
-        _print_attempt(attempt, "" if len(result.attempts) == 1 else f"attempt {number}: ", is_last)
-    print_line()
     document = result.document
+    attempts = document["attempts"]
+    for number, attempt in enumerate(attempts, 1):
+        is_last = number == len(attempts)
+        _print_attempt(attempt, "" if len(attempts) == 1 else f"attempt {number}: ", is_last)
+    print_line()
     guest = document["guest"]
     if guest["blackout_ms"] is not None:
         _print_fact("guest", f"away for {guest['blackout_ms']:.1f} ms by its own clock")

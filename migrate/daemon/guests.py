@@ -1,6 +1,5 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
-
 import attrs
 import trio
 

@@ -8,6 +8,7 @@ before it writes; our own `Failure` goes out without a look, because the peer ma
 that is closed with unread data is reset, which destroys what we said last; so leaving drains before it closes.
 """
 
+import os
 import select
 import socket
 from collections.abc import Iterator, Sequence
@@ -252,4 +253,4 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
         return _root_cause(error.exceptions[0])
-    return str(error)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else str(error)

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import attrs
 
-from migrate.engine.negotiation import Acceptable, judge, preamble_of, why_not_newer
+from migrate.engine.negotiation import Acceptable, judge, no_machine_reasons, preamble_of, why_not_newer
 from migrate.engine.payload_choice import Common, chooser, common_versions, not_representable
 from migrate.payloads import decode_payload, encode_payload
 from migrate.protocol.messages import Preamble
@@ -78,10 +78,7 @@ class NoMachine(Exception):
 
     @classmethod
     def because_of(cls, error: MachineError) -> Self:
-        return cls(
-            Reason(component=e.component, field=e.field, have=e.message, need="what a machine can be made of")
-            for e in error.errors
-        )
+        return cls(no_machine_reasons(error.errors))
 
 
 @attrs.define

@@ -22,7 +22,7 @@ from migrate.specs.offer import Variant, Withheld, choose, offer, variants_of, w
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import InstanceSpecsIncompatible, Replacements, replace
 from sim_vmm.birth import Birth, Interface
-from sim_vmm.initialisation import check_initialisation
+from sim_vmm.initialisation import InitialisationError, check_initialisation
 from sim_vmm.machine import MIB, Machine
 from sim_vmm.memory import ram_layout
 from sim_vmm.spec import Spec, SpecError
@@ -146,17 +146,25 @@ def _spec_of(variant: Variant, preamble: Preamble, replacements: Replacements) -
         )
     try:
         spec = version.build(replace(document, replacements, version))
-    except (InstanceSpecsIncompatible, SpecError) as error:
-        return (_spec_reason(error.component, "replacement", str(error), "a replacement that fits"),)
-    problems = [
-        Reason(component=error.component, field=error.field, have=error.message, need="what a machine can be made of")
-        for error in check_initialisation(spec)
-    ]
+    except InstanceSpecsIncompatible as error:
+        return (_spec_reason(error.component, "replacement", error.have, error.need),)
+    except SpecError as error:
+        return (_spec_reason(error.component, "replacement", str(error), "a spec that is valid with it"),)
+    problems = no_machine_reasons(check_initialisation(spec))
     announced = [(extent.gpa, extent.length) for extent in preamble.ram]
     wanted = [(region.gpa, region.length) for region in ram_layout(max(spec.board.memory_mb, 1) * MIB)]
     if announced != wanted:
         problems.append(_spec_reason("board", "memory_mb", f"RAM at {announced}", f"RAM at {wanted}"))
     return tuple(problems) or spec
+
+
+def no_machine_reasons(errors: Iterable[InitialisationError]) -> list[Reason]:
+    """Why a valid spec makes no machine; the errors say first what is there, then what instead."""
+    reasons = []
+    for error in errors:
+        have, _, need = error.message.partition("; ")
+        reasons.append(Reason(component=error.component, field=error.field, have=have, need=need or "another value"))
+    return reasons
 
 
 def why_not_newer(withheld: Iterable[Withheld], variants: Iterable[Variant], chosen: int, target: str) -> list[str]:

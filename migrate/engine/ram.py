@@ -27,6 +27,9 @@ from sim_vmm.snapshot import nonzero_pages
 BATCH_PAGES: Final = 256
 """1 MiB: larger batches fall out of the processor's cache, smaller ones drown in system calls."""
 
+CAPPED_BATCH_S: Final = 0.1
+"""Under a bandwidth cap, how long a batch may take."""
+
 ZERO_PAGES_MAX: Final = 1 << 20
 """Zero pages that one batch may name: 4 GiB, so that what a peer announces never costs more than some MiB."""
 
@@ -75,7 +78,7 @@ class RamSender:
         total = dirty.count
         dirty.begin_round()
         pages = zero_pages = sent = 0
-        while (taken := dirty.take(BATCH_PAGES)).size:
+        while (taken := dirty.take(self._batch_pages)).size:
             zeros, size = await self._send_batch(number, taken)
             pages += int(taken.size)
             zero_pages += zeros
@@ -93,6 +96,13 @@ class RamSender:
         )
         self.rounds.append(round_)
         return round_
+
+    @property
+    def _batch_pages(self) -> int:
+        """Small enough under a bandwidth cap that nobody waits long for the next look at the link."""
+        if self.bandwidth is None:
+            return BATCH_PAGES
+        return max(1, min(BATCH_PAGES, int(self.bandwidth * CAPPED_BATCH_S / PAGE_SIZE)))
 
     async def _send_batch(self, number: int, pages: PageIndices) -> tuple[int, int]:
         """Returns how many pages were zero and how many bytes of content went out."""

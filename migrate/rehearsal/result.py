@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
@@ -12,19 +12,15 @@ from migrate.rehearsal.audit import AuditResult, Evidence
 Json = dict[str, Any]
 
 
-ATTEMPT_KEYS: Final = ("outcome", "phase", "error", "spec_version", "payloads", "rounds", "ledger")
-"""Of what is known of an attempt, what the contract promises."""
-
-
 @attrs.frozen(kw_only=True)
 class RehearsalResult:
-    """`document` is what `--json` prints.  `attempts` are its attempts with what people want to read besides.
+    """`document` is what `--json` prints.
 
-    That is: `reasons` of a refusal, `why_not_newer` for the spec version, `warnings`.
+    Beyond the contract's keys an attempt has the `reasons` of a refusal, `why_not_newer` for the spec version, and
+    `warnings`.
     """
 
     document: Json
-    attempts: list[Json]
 
     @property
     def outcome(self) -> str:
@@ -47,11 +43,10 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
     guest = evidence.guest()
     resumed = evidence.last("target", "guest resumed")
     return RehearsalResult(
-        attempts=attempts,
         document={
             "outcome": _outcome(attempts),
             "owner": _owner(evidence),
-            "attempts": [{key: attempt[key] for key in ATTEMPT_KEYS} for attempt in attempts],
+            "attempts": attempts,
             "ram_bytes": ram_bytes,
             "ram_bytes_sent": sum(round_["bytes"] for attempt in attempts for round_ in attempt["rounds"]),
             "guest": {

@@ -29,13 +29,14 @@ Replacements = Mapping[SpecKey, Component]
 
 @attrs.frozen(kw_only=True, str=False)
 class InstanceSpecsIncompatible(Exception):
-    """A replacement does not fit the source's spec."""
+    """A replacement does not fit the source's spec: what it is, and what would do."""
 
     component: str
-    message: str
+    have: str
+    need: str
 
     def __str__(self) -> str:
-        return self.message
+        return f"replacement of {quote(self.component)} is {self.have}; needed: {self.need}"
 
 
 @attrs.frozen(kw_only=True)
@@ -88,21 +89,19 @@ def replace(
         feature = NEEDS_FEATURE.get(type(replacement))
         if feature is not None and feature not in features:
             raise InstanceSpecsIncompatible(
-                component=str(key),
-                message=f"replacement of {str(key)!r} needs the feature {feature.value!r}, which this build lacks",
+                component=str(key), have=f"a {replacement.KIND}", need=f"a build with the feature {feature.value!r}"
             )
         if key not in components:
             raise InstanceSpecsIncompatible(
-                component=str(key),
-                message=f"replacement of {str(key)!r}: the source's spec has no component of that key",
+                component=str(key), have=f"a {replacement.KIND}", need="the key of a component of the source's spec"
             )
         wire = version.wire_form(replacement)
         if type(components[key]) is not type(wire):
             found = version.tag_of(components[key])
             raise InstanceSpecsIncompatible(
                 component=str(key),
-                message=f"replacement of {str(key)!r} is a {replacement.KIND}, but the source's component is a "
-                f"{found}; a component can only be replaced by its own kind",
+                have=f"a {replacement.KIND}",
+                need=f"a {found}, as the source's is one and kinds cannot change",
             )
         components[key] = wire
     return attrs.evolve(document, components=components)
