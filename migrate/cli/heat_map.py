@@ -67,17 +67,16 @@ def _print_path(cells: Sequence[Cell], path: str) -> None:
 
 
 def _print_reasons(cells: Sequence[Cell]) -> None:
-    """Every reason once for each machine, with the steps that it bars."""
-    ways: dict[tuple[str, str, str, str], list[str]] = {}
-    for cell in cells:
-        for reason in cell.verdict.reasons:
-            key = (cell.spec, reason.component, reason.field, reason.need)
-            ways.setdefault(key, []).append(f"{cell.source}→{cell.target}")
-    if ways:
-        print_table(
-            ("machine", "component", "field", "needed", "bars"),
-            [(_shortened(spec), *rest, " ".join(dict.fromkeys(barred))) for (spec, *rest), barred in ways.items()],
-        )
+    """A table for each machine that is barred somewhere: every reason once, with the steps that it bars."""
+    for machine in dict.fromkeys(cell.spec for cell in cells):
+        bars: dict[tuple[str, str, str], list[str]] = {}
+        for cell in cells:
+            for reason in cell.verdict.reasons if cell.spec == machine else ():
+                way = f"{cell.source}→{cell.target}"
+                bars.setdefault((reason.component, reason.field, reason.need), []).append(way)
+        if bars:
+            rows = [(*reason, " ".join(dict.fromkeys(ways))) for reason, ways in bars.items()]
+            print_table(("component", "field", "needed", "bars"), rows, title=f"\n{machine}")
 
 
 def _shortened(name: str) -> str:
