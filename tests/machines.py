@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from uuid import UUID
 
+from sim_vmm.birth import NEWEST, Birth
 from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.machine import Machine
@@ -50,11 +51,13 @@ def make_machine(
     *,
     host_clock: ManualClock | None = None,
     counters: InjectionCounters | None = None,
+    birth: Birth = NEWEST,
     wires: Wires | None = None,
 ) -> Machine:
     return Machine.create(
         make_spec(components),
         host_clock=host_clock or ManualClock(monotonic=10**9, wall=1_700_000_000 * 10**9),
         counters=counters or InjectionCounters(),
+        birth=birth,
         wires=wires,
     )

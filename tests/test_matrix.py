@@ -20,6 +20,7 @@ from migrate.releases import builtin_releases
 from sim_vmm.guest import FeaturesGuest, GuestProgram, IdleGuest, LedgerGuest
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
+from sim_vmm.payloads import PciVirtioV3
 from sim_vmm.spec import Spec
 from tests.corpus import FIXTURES, VALID_NAMES, spec_named
 from tests.in_memory import Migration, migrate
@@ -195,7 +196,7 @@ def test_what_a_machine_shows_is_fixed_at_birth_and_travels_with_it() -> None:
             payload.device.mode
             for state in newer.machine.preflight()
             for payload in state.payloads
-            if payload.SCHEMA.kind == "pci-virtio"
+            if isinstance(payload, PciVirtioV3)
         ]
         assert modes == [0, 0], "a machine born on r1 shows the legacy interface on r6 too"
 
