@@ -705,6 +705,18 @@ def test_the_pin_is_up_while_there_are_completions_to_read(doorbell_buffers: boo
     assert [*levels, rig.pin] == [False, True, True, False]
 
 
+@pytest.mark.parametrize("vector", [VECTOR, None])
+def test_the_driver_takes_its_interrupt_once_a_message_and_a_pin_until_it_is_satisfied(vector: int | None) -> None:
+    rig = probed(probe={"vector": vector, "doorbell_buffers": False})
+    assert not rig.driver.take_interrupt()
+    rig.driver.submit_flush()
+    rig = moved(rig)
+    assert rig.driver.take_interrupt()
+    assert rig.driver.take_interrupt() is (vector is None)
+    rig.driver.completions()
+    assert not rig.driver.take_interrupt()
+
+
 def test_every_driver_object_goes_on_where_the_last_one_stopped() -> None:
     rig = probed()
     NvmeDriver(rig, BASE).submit_flush()
