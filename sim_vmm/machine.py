@@ -30,11 +30,11 @@ from sim_vmm.initialisation import InitialisationError, check_initialisation
 from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
 from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import Payload, Schema
-from sim_vmm.platform import Platform
+from sim_vmm.platform import Platform, Wires
 from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort
 from sim_vmm.storage import Storage
-from sim_vmm.wire import Wires, unplugged
+from sim_vmm.wire import NoWires
 
 __all__ = [
     "MIB",
@@ -108,6 +108,7 @@ class Machine:
         self.state = MachineState.CREATING
         self.failure: str | None = None
         self.storage: Final = storage
+        self.wires: Final = wires
         around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth, wires=wires)
         made = make_devices(spec, around)
         made[SpecKey.parse(fw_cfg.KEY)] = fw_cfg.FwCfg(fw_cfg.birth_entries(spec, len(memory.view), birth))
@@ -132,12 +133,12 @@ class Machine:
         memory_bytes: int | None = None,
         birth: Birth = NEWEST,
         storage: Storage | None = None,
-        wires: Wires = unplugged,
+        wires: Wires | None = None,
     ) -> Self:
         """A new machine, all reset, which shows its guest what `birth` says.
 
-        `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes its `storage` with itself;
-        without one, disks outside the machine are volatile.  `wires` gives each NIC its wire, by key and address.
+        `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes `storage` and `wires` with
+        itself; without the one, disks outside the machine are volatile, without the other, no NIC has a cable.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
@@ -145,6 +146,7 @@ class Machine:
             OSError: the host does not give the memory or a disk.
         """
         storage = Storage() if storage is None else storage
+        wires = NoWires() if wires is None else wires
         errors = check_initialisation(spec)
         if errors:
             raise MachineError(tuple(errors))
@@ -152,6 +154,7 @@ class Machine:
         try:
             return cls(spec, memory, GuestClock(host_clock), counters, birth, storage, wires)
         except BaseException:
+            wires.close()
             storage.close()
             memory.close()
             raise
@@ -276,6 +279,7 @@ class Machine:
 
     def close(self) -> None:
         """Give the memory back, and the disks."""
+        self.wires.close()
         self.storage.close()
         self.memory.close()
 

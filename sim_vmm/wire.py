@@ -100,14 +100,18 @@ class Unplugged:
     def receive(self) -> Iterable[bytes]:
         return ()
 
+    def settle(self) -> None:
+        pass
 
-#: Gives a NIC its wire, by component key and address.
-Wires = Callable[[str, bytes], Wire]
 
+class NoWires:
+    """No NIC of a machine has a cable; a Wires (sim_vmm/platform.py)."""
 
-def unplugged(key: str, mac: bytes) -> Wire:
-    """No NIC has a cable."""
-    return Unplugged()
+    def plug(self, key: str, mac: bytes) -> Wire:
+        return Unplugged()
+
+    def close(self) -> None:
+        pass
 
 
 class Hub:
@@ -148,6 +152,9 @@ class Plug:
         self._waiting.clear()
         return frames
 
+    def settle(self) -> None:
+        pass
+
     def hear(self, frame: bytes) -> None:
         if len(self._waiting) < BACKLOG_FRAMES_MAX:
             self._waiting.append(frame)
@@ -159,3 +166,19 @@ class Plug:
         if self in self._hub.plugs:
             self._hub.plugs.remove(self)
         self._waiting.clear()
+
+
+class HubWires:
+    """The plugs of one machine's NICs in `hub`; a Wires."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._plugs: list[Plug] = []
+
+    def plug(self, key: str, mac: bytes) -> Plug:
+        self._plugs.append(self._hub.plug())
+        return self._plugs[-1]
+
+    def close(self) -> None:
+        for plug in self._plugs:
+            plug.pull()

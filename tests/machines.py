@@ -4,9 +4,11 @@ import base64
 from collections.abc import Mapping
 from uuid import UUID
 
+from sim_vmm.birth import NEWEST, Birth
 from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.machine import Machine
+from sim_vmm.platform import Wires
 from sim_vmm.spec import Board, PciPath, Spec, SpecKey, build_spec
 from sim_vmm.spec.components import (
     BlobStorageBackend,
@@ -49,9 +51,13 @@ def make_machine(
     *,
     host_clock: ManualClock | None = None,
     counters: InjectionCounters | None = None,
+    birth: Birth = NEWEST,
+    wires: Wires | None = None,
 ) -> Machine:
     return Machine.create(
         make_spec(components),
         host_clock=host_clock or ManualClock(monotonic=10**9, wall=1_700_000_000 * 10**9),
         counters=counters or InjectionCounters(),
+        birth=birth,
+        wires=wires,
     )

@@ -9,7 +9,7 @@ from sim_vmm.devices.base import Device
 from sim_vmm.devices.nvme import Nvme
 from sim_vmm.devices.nvme.layout import DOORBELLS, Completion
 from sim_vmm.devices.pci import mmio_base
-from sim_vmm.devices.vcpu import InterruptController
+from sim_vmm.devices.vcpu import InterruptController, Vcpu
 from sim_vmm.drivers.nvme import NvmeDriver
 from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import NvmeCtrlV2, Payload
@@ -91,6 +91,10 @@ class Rig:
     def driver(self) -> NvmeDriver:
         """A new object each time, as a fresh process would make it."""
         return NvmeDriver(self, BASE)
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        return self.interrupts.vcpus
 
     @property
     def state(self) -> NvmeCtrlV2:

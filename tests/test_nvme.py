@@ -29,7 +29,8 @@ from sim_vmm.devices.nvme.layout import (
     wants_doorbell,
 )
 from sim_vmm.devices.nvme.prp import CommandFailed, segments
-from sim_vmm.drivers.nvme import NvmeDriver, NvmeFailed
+from sim_vmm.drivers import DriverFailed
+from sim_vmm.drivers.nvme import NvmeDriver
 from sim_vmm.memory import PAGE_SIZE, GuestMemory
 from tests.nvme import BASE, BLOCK, BLOCKS, PATH, RAM_BYTES, REGISTERS, SERIAL, Disk, Rig, moved, probed
 
@@ -187,14 +188,14 @@ def test_queues_that_are_not_in_ram_are_fatal() -> None:
 
 def test_a_driver_says_what_went_wrong() -> None:
     rig = Rig.make()
-    with pytest.raises(NvmeFailed, match="no NVMe driver has been set up at guest address 0x10000"):
+    with pytest.raises(DriverFailed, match="no NVMe driver has been set up at guest address 0x10000"):
         rig.driver.completions()
-    with pytest.raises(NvmeFailed, match="does not become ready: its status is 0xffffffff"):
+    with pytest.raises(DriverFailed, match=r"there is no NVMe controller at 0\.17\.0"):
         rig.driver.probe(attrs.evolve(PATH, device=17))
     rig.driver.probe(PATH)
-    with pytest.raises(NvmeFailed, match="admin command 0x6: INVALID_NAMESPACE"):
+    with pytest.raises(DriverFailed, match="admin command 0x6: INVALID_NAMESPACE"):
         rig.driver.identify(Cns.NAMESPACE, 2)
-    with pytest.raises(NvmeFailed, match="admin command 0xc: no completion"):
+    with pytest.raises(DriverFailed, match="admin command 0xc: no completion"):
         rig.driver.admin_done(AdminOpcode.ASYNC_EVENT)
 
 
@@ -702,6 +703,18 @@ def test_the_pin_is_up_while_there_are_completions_to_read(doorbell_buffers: boo
     rig.driver.completions()
     rig.nvme.poll()  # with buffers, nobody may have rung
     assert [*levels, rig.pin] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("vector", [VECTOR, None])
+def test_the_driver_takes_its_interrupt_once_a_message_and_a_pin_until_it_is_satisfied(vector: int | None) -> None:
+    rig = probed(probe={"vector": vector, "doorbell_buffers": False})
+    assert not rig.driver.take_interrupt()
+    rig.driver.submit_flush()
+    rig = moved(rig)
+    assert rig.driver.take_interrupt()
+    assert rig.driver.take_interrupt() is (vector is None)
+    rig.driver.completions()
+    assert not rig.driver.take_interrupt()
 
 
 def test_every_driver_object_goes_on_where_the_last_one_stopped() -> None:

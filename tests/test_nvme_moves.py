@@ -15,8 +15,9 @@ from sim_vmm.devices.errors import ImportFailed
 from sim_vmm.devices.nvme import Nvme
 from sim_vmm.devices.nvme.layout import COMMAND_BYTES, COMPLETION_BYTES, DOORBELLS, Command, Completion, Status
 from sim_vmm.devices.nvme.layout import IoOpcode as Io
-from sim_vmm.payloads import NvmeCtrlV2, PciDeviceV1, Schema
-from tests.nvme import BLOCK, Rig, export, moved, probed
+from sim_vmm.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from sim_vmm.payloads import NvmeCtrlV2, PciDeviceV1, Schema, SubmissionQueueState
+from tests.nvme import BLOCK, REGISTERS, Rig, export, moved, probed
 
 OK = Status.SUCCESS
 
@@ -105,6 +106,54 @@ def test_a_derivation_that_is_left_out_of_the_import_is_noticed(
     monkeypatch.setattr(owner, derivation, maybe_derive)
     with pytest.raises(AssertionError):
         goes_on()
+
+
+def completes_after_some_commands() -> None:
+    rig = probed()
+    for _ in range(3):
+        rig.driver.submit_flush()
+    assert len(rig.driver.completions()) == 3
+    rig = moved(rig)
+    rig.driver.submit_flush()
+    rig.nvme.poll()
+    assert outcome(rig.driver.completions()) == [(0, OK)]
+
+
+def finds_what_it_wrote() -> None:
+    rig = probed()
+    page = rig.driver.data.start
+    rig.memory.write(page, b"w" * BLOCK)
+    rig.driver.submit_write(0, 1, page)
+    rig = moved(rig)
+    rig.driver.submit_read(0, 1, page + 4096)
+    assert len(rig.drain()) == 2
+    assert rig.memory.read(page + 4096, BLOCK) == b"w" * BLOCK
+
+
+def forgetful_restore(queue: Any) -> Any:
+    """A queue as if it had just been created (the shape of upstream's #1135)."""
+
+    def restore(state: Any) -> Any:
+        if isinstance(state, SubmissionQueueState):
+            return queue(state.id, state.size, state.base, state.cq_id)
+        return queue(state.id, state.size, state.base, state.iv)
+
+    return restore
+
+
+@pytest.mark.parametrize("queue", [SubmissionQueue, CompletionQueue])
+def test_positions_that_are_lost_are_noticed(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    completes_after_some_commands()
+    monkeypatch.setattr(queue, "restore", forgetful_restore(queue))
+    with pytest.raises(AssertionError):
+        completes_after_some_commands()
+
+
+def test_a_cache_that_is_not_written_back_at_the_pause_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    finds_what_it_wrote()
+    monkeypatch.setattr(Nvme, "quiesce", lambda self: None)
+    with pytest.raises(AssertionError):
+        finds_what_it_wrote()
 
 
 # Positions and phases
@@ -369,3 +418,57 @@ def test_a_history_with_moves_is_the_history_without(
     assert bytes(moving.rig.memory.view) == bytes(staying.rig.memory.view)
     assert moving.rig.interrupts.vcpus[0].pending() == staying.rig.interrupts.vcpus[0].pending()
     assert moving.rig.pin == staying.rig.pin
+
+
+# Any guest, well-behaved or not
+
+PAGES = st.sampled_from(
+    [0, 0x1_1000, 0x1_2000, 0x1_5000, 0x1_6000, 0x2_0000, 0x7_F000, 0x7_FFFC, 0x8_0000, 2**64 - 4096]
+)
+NUMBERS = st.one_of(st.integers(0, 17), st.sampled_from([0x3F, 64, 0xFFFF, 0xFFFF_FFFF]))
+WORDS = st.builds(lambda high, low: high << 16 | low & 0xFFFF, st.integers(0, 17), NUMBERS)
+COMMANDS = st.builds(
+    Command,
+    opcode=st.sampled_from([*range(0x0E), 0x7C, 0xFF]),
+    command_id=st.integers(0, 0xFFFF),
+    flags=st.sampled_from([0, 0, 0, 1]),
+    namespace=st.sampled_from([0, 1, 1, 2, 0xFFFF_FFFF]),
+    prp1=PAGES,
+    prp2=PAGES,
+    cdw10=WORDS,
+    cdw11=WORDS,
+    cdw12=st.sampled_from([0, 7, 31, 0xFFFF, 1 << 30]),
+)
+ACCESSES = st.one_of(
+    st.tuples(st.just("command"), st.sampled_from([0x1_1000, 0x1_3000]), COMMANDS),
+    st.tuples(st.just("register"), st.sampled_from([0, 0x0C, 0x14, 0x1C, 0x24, 0x28, 0x2C, 0x30]), WORDS | PAGES),
+    st.tuples(st.just("enable"), st.just(0x14), st.sampled_from([0, 1, 0x46_0001, 0x46_4001, 0x46_0081])),
+    st.tuples(st.just("register"), st.integers(0, 35).map(lambda n: DOORBELLS + 4 * n), NUMBERS),
+    st.tuples(st.just("poll"), st.none(), st.none()),
+)
+
+
+@given(st.lists(ACCESSES, max_size=40), st.booleans())
+def test_whatever_a_guest_does_the_controller_raises_nothing_and_its_state_can_be_taken_over(
+    accesses: list[tuple[str, Any, Any]], starts_probed: bool
+) -> None:
+    rig = probed() if starts_probed else Rig.make()
+    rig.nvme.pci.configure(REGISTERS)
+    for name, where, what in accesses:
+        match name:
+            case "command":
+                queue = 0 if where == 0x1_1000 else 1
+                tail = next((sq.tail for sq in rig.state.sqs if sq.id == queue), 0) % 16
+                rig.memory.write(where + COMMAND_BYTES * tail, what.pack())
+                rig.memory.write(0x1_5000 + 8 * queue, (tail + 1).to_bytes(4, "little"))
+                rig.set_register(DOORBELLS + 8 * queue, tail + 1)
+            case "poll":
+                rig.nvme.poll()
+            case _:
+                rig.set_register(where, what, 8 if what > 0xFFFF_FFFF else 4)
+    target = moved(rig)
+    assert export(target.nvme) == export(rig.nvme)
+    assert target.pin == rig.pin
+    for machine in (rig, target):
+        machine.nvme.poll()
+    assert export(target.nvme) == export(rig.nvme)

@@ -9,6 +9,8 @@ import pytest
 from sim_vmm import virtqueue
 from sim_vmm.devices import virtio, virtio_disk
 from sim_vmm.devices.virtio import legacy, modern, status
+from sim_vmm.devices.virtio_nic import control as net_control
+from sim_vmm.devices.virtio_nic import layout as net
 
 HEADERS = ("ring", "blk", "pci", "net", "config", "ids")
 
@@ -97,6 +99,47 @@ EXPRESSIONS: dict[str, int] = {
     "1 << VIRTIO_BLK_F_FLUSH": virtio_disk.FEATURE_FLUSH,
     "offsetof(struct virtio_blk_config, capacity)": virtio_disk.CONFIG_CAPACITY,
     "offsetof(struct virtio_blk_config, blk_size)": virtio_disk.CONFIG_BLOCK_SIZE,
+    "sizeof(struct virtio_net_hdr)": net.NET_HEADER.size,
+    "offsetof(struct virtio_net_hdr, gso_type)": 1,
+    "offsetof(struct virtio_net_hdr, hdr_len)": 2,
+    "offsetof(struct virtio_net_hdr, gso_size)": 4,
+    "offsetof(struct virtio_net_hdr, csum_start)": 6,
+    "offsetof(struct virtio_net_hdr, csum_offset)": 8,
+    "sizeof(struct virtio_net_hdr_v1)": net.header_bytes(virtio.FEATURE_VERSION_1),
+    "sizeof(struct virtio_net_hdr_mrg_rxbuf)": net.header_bytes(net.FEATURE_MRG_RXBUF),
+    "offsetof(struct virtio_net_hdr_v1, num_buffers)": net.NET_HEADER.size,
+    "VIRTIO_NET_HDR_F_NEEDS_CSUM": net.HEADER_NEEDS_CHECKSUM,
+    "VIRTIO_NET_HDR_GSO_NONE": net.GSO_NONE,
+    "sizeof(struct virtio_net_config)": net.CONFIG_BYTES,
+    "offsetof(struct virtio_net_config, mac)": 0,
+    "offsetof(struct virtio_net_config, status)": 6,
+    "offsetof(struct virtio_net_config, max_virtqueue_pairs)": 8,
+    "VIRTIO_NET_S_LINK_UP": net.STATUS_LINK_UP,
+    "1 << VIRTIO_NET_F_CSUM": net.FEATURE_CSUM,
+    "1 << VIRTIO_NET_F_MAC": net.FEATURE_MAC,
+    "1 << VIRTIO_NET_F_MRG_RXBUF": net.FEATURE_MRG_RXBUF,
+    "1 << VIRTIO_NET_F_STATUS": net.FEATURE_STATUS,
+    "1 << VIRTIO_NET_F_CTRL_VQ": net.FEATURE_CTRL_VQ,
+    "1 << VIRTIO_NET_F_CTRL_RX": net.FEATURE_CTRL_RX,
+    "1 << VIRTIO_NET_F_CTRL_RX_EXTRA": net.FEATURE_CTRL_RX_EXTRA,
+    "1 << VIRTIO_NET_F_MQ": net.FEATURE_MQ,
+    "sizeof(struct virtio_net_ctrl_hdr)": net_control.HEADER_BYTES,
+    "sizeof(struct virtio_net_ctrl_mac)": 4,
+    "sizeof(struct virtio_net_ctrl_mq)": 2,
+    "VIRTIO_NET_CTRL_RX": net_control.CLASS_RX,
+    "VIRTIO_NET_CTRL_RX_PROMISC": net_control.RX_PROMISC,
+    "VIRTIO_NET_CTRL_RX_ALLMULTI": net_control.RX_ALL_MULTICAST,
+    "VIRTIO_NET_CTRL_RX_ALLUNI": net_control.RX_ALL_UNICAST,
+    "VIRTIO_NET_CTRL_RX_NOMULTI": net_control.RX_NO_MULTICAST,
+    "VIRTIO_NET_CTRL_RX_NOUNI": net_control.RX_NO_UNICAST,
+    "VIRTIO_NET_CTRL_RX_NOBCAST": net_control.RX_NO_BROADCAST,
+    "VIRTIO_NET_CTRL_MAC": net_control.CLASS_MAC,
+    "VIRTIO_NET_CTRL_MAC_TABLE_SET": net_control.MAC_TABLE_SET,
+    "VIRTIO_NET_CTRL_MAC_ADDR_SET": net_control.MAC_ADDRESS_SET,
+    "VIRTIO_NET_CTRL_MQ": net_control.CLASS_MQ,
+    "VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET": net_control.MQ_PAIRS_SET,
+    "VIRTIO_NET_OK": net_control.ACK_OK,
+    "VIRTIO_NET_ERR": net_control.ACK_ERROR,
 }
 
 PROGRAM = r"""

@@ -160,10 +160,10 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
     "loop": (lambda m, w: _descriptor(m, w, 0, (DATA, 1, DESC_F_NEXT, 0)), "the chain from descriptor 0 is a loop"),
     "indirect": (lambda m, w: _descriptor(m, w, 0, (DATA, 16, DESC_F_INDIRECT, 0)), "indirect, which was not"),
     "order": (
-        lambda m, w: (
-            _descriptor(m, w, 0, (DATA, 1, DESC_F_NEXT | DESC_F_WRITE, 1)),
-            _descriptor(m, w, 1, (DATA, 1, 0, 0)),
-        )[0],
+        lambda m, w: m.write(
+            w.descriptors,
+            DESCRIPTOR.pack(DATA, 1, DESC_F_NEXT | DESC_F_WRITE, 1) + DESCRIPTOR.pack(DATA, 1, 0, 0),
+        ),
         "descriptor 1 is readable after a writable one",
     ),
 }
@@ -177,6 +177,12 @@ def test_a_ring_that_no_device_can_follow_is_broken(spoil: Spoil, problem: str) 
         with pytest.raises(QueueBroken, match=problem):
             device.pop()
         assert device.available_index == 0
+
+
+def take_and_give_back(device: DeviceQueue) -> None:
+    chain = device.pop()
+    assert chain is not None
+    device.push(chain, 0)
 
 
 @pytest.mark.parametrize("area", ["descriptors", "available", "used"])
@@ -194,9 +200,7 @@ def test_a_ring_outside_ram_is_broken(area: str) -> None:
         )
         moved = DeviceQueue(memory, where)
         with pytest.raises(QueueBroken, match="not RAM"):
-            chain = moved.pop()
-            assert chain is not None
-            moved.push(chain, 0)
+            take_and_give_back(moved)
 
 
 def test_a_buffer_outside_ram_is_broken_when_it_is_used() -> None:

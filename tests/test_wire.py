@@ -24,7 +24,17 @@ from migrate.daemon.wire import (
     read_records,
     recorder,
 )
-from sim_vmm.wire import BACKLOG_FRAMES_MAX, BROADCAST, Frame, Hub, SequencedFrame, Unplugged, is_group_address
+from sim_vmm.wire import (
+    BACKLOG_FRAMES_MAX,
+    BROADCAST,
+    Frame,
+    Hub,
+    HubWires,
+    SequencedFrame,
+    Unplugged,
+    is_group_address,
+)
+from tests.machines import make_machine
 
 A = b"\xa8\x40\x25\0\0\1"
 B = b"\xa8\x40\x25\0\0\2"
@@ -118,7 +128,20 @@ def test_a_plug_that_nobody_looks_at_drops_frames() -> None:
 def test_without_a_cable_nothing_goes_or_comes() -> None:
     wire = Unplugged()
     wire.send(frame())
+    wire.settle()
     assert list(wire.receive()) == []
+
+
+def test_a_machine_that_is_closed_is_off_the_network() -> None:
+    hub = Hub()
+    wires = HubWires(hub)
+    machine = make_machine(wires=wires)
+    machine.start()
+    machine.poll()
+    assert len(hub.plugs) == 1
+    machine.close()
+    assert hub.plugs == []
+    make_machine().close()
 
 
 # Between processes
@@ -159,7 +182,7 @@ async def test_a_hub_carries_and_records_what_ends_say(tmp_path: Path, nursery: 
     hub, records = observer(tmp_path / "w")
     await nursery.start(hub.serve)
     wires = SocketWires(tmp_path / "w")
-    first, second = wires("nic-a", A), wires("nic-b", B)
+    first, second = wires.plug("nic-a", A), wires.plug("nic-b", B)
     first.receive(), second.receive()
     first.send(frame(7))
     assert await until(second, 1) == [frame(7)]
@@ -190,6 +213,31 @@ async def test_a_busy_hub_gets_everything_in_order(tmp_path: Path, nursery: trio
     assert wire.dropped == 0
     wire.close()
     nursery.cancel_scope.cancel()
+
+
+async def test_a_pause_lets_out_what_waits_for_a_busy_hub(tmp_path: Path) -> None:
+    with observer(tmp_path / "w")[0]._listening() as listener:
+        wire = SocketWire(tmp_path / "w", A)
+        for number in range(50):
+            wire.send(frame(number))
+        heard: list[bytes] = []
+
+        def listen() -> None:
+            listener.settimeout(5)
+            while len(heard) < 50:
+                heard.append(listener.recv(100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, listen)
+            await trio.to_thread.run_sync(wire.settle)
+        assert heard == [frame(number) for number in range(50)]
+        assert wire.dropped == 0
+        for number in range(50):
+            wire.send(frame(number))
+        wire.settle()  # nobody reads any more: the pause goes on all the same
+        assert 0 < wire.dropped < 50
+        wire.send(frame())
+        wire.close()
 
 
 async def test_what_waits_is_bounded(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -19,7 +19,9 @@ from sim_vmm.guest import GuestProgram, make_guest
 Releases = Annotated[
     Path | None, Parameter(name="--releases", help="TOML file with further releases, as releases.toml.")
 ]
-Guest = Annotated[str, Parameter(name="--guest", help="What the guest does: idle, stamp.")]
+Guest = Annotated[
+    str, Parameter(name="--guest", help="What the guest does: idle, stamp, ledger, features[:legacy], dirty:RATE,SET.")
+]
 
 
 def releases(*, releases: Releases = None, json: Json = False) -> int:

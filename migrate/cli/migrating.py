@@ -58,6 +58,7 @@ Events = Annotated[
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
 Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
+Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network for the machine's NICs.")]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
@@ -78,6 +79,7 @@ def source(
     api_version: ApiVersion = None,
     events: Events = None,
     insecure: Insecure = False,
+    wire: Wire = None,
     attached: Attached = False,
     audited: Audited = False,
     json: Json = False,
@@ -109,6 +111,7 @@ def source(
         listen=address,
         settings=settings,
         program=program,
+        wire=wire,
         attached=attached,
         audited=audited,
     )
@@ -133,6 +136,7 @@ def target(
     releases: Releases = None,
     events: Events = None,
     insecure: Insecure = False,
+    wire: Wire = None,
     attached: Attached = False,
     audited: Audited = False,
     json: Json = False,
@@ -165,6 +169,7 @@ def target(
         retries=at_least_0("--retries", retries),
         listen=addresses[1] if listen is not None else None,
         as_source=as_source if listen is not None else None,
+        wire=wire,
         attached=attached,
         audited=audited,
     )
@@ -189,6 +194,7 @@ def rehearse(
     replace: Replace = None,
     retries: Retries = 0,
     seed: Seed = 0,
+    wire: Wire = None,
     after_s: float = 0.3,
     releases: Releases = None,
     api_version: ApiVersion = None,
@@ -208,7 +214,7 @@ def rehearse(
     policy_of(downtime_limit_ms, on_stall)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
-    common = _arguments({"--releases": releases})
+    common = _arguments({"--releases": releases, "--wire": wire})
     limits = {"--downtime-limit-ms": downtime_limit_ms, "--bandwidth": bandwidth, "--on-stall": on_stall.value}
     source_arguments = _arguments(
         {

@@ -1,9 +1,12 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
+from pathlib import Path
+
 import attrs
 import trio
 
 from migrate.daemon.images import Image
+from migrate.daemon.wire import SocketWires, WireError
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
 from migrate.specs.crucible import unusable_requests
@@ -57,6 +60,7 @@ class GuestRunner:
             with scope:
                 while True:
                     self.program.step(self.machine)
+                    self.machine.poll()
                     await trio.sleep(STEP_EVERY_S)
         finally:
             self._executing = None
@@ -68,11 +72,13 @@ class TrioHypervisor:
     """Makes and runs machines in this process; see `migrate.engine.ports.Hypervisor`.
 
     With `audited`, an image of each machine is kept as it was just before it ran, for an audit: this costs the
-    blackout an export of the devices, and copies of RAM pages only as the guest writes them.
+    blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
+    the wire at the path `wire`, if there is one.
     """
 
     nursery: trio.Nursery
     audited: bool = False
+    wire: Path | None = None
     counters: InjectionCounters = attrs.field(factory=InjectionCounters)
     host_clock: HostClock = attrs.field(factory=SystemClock)
     runner: GuestRunner | None = None
@@ -83,8 +89,9 @@ class TrioHypervisor:
         try:
             if reasons := list(unusable_requests(spec)):
                 raise ValueError(sentence(reasons))
-            return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, birth=birth)
-        except (MachineError, OSError, ValueError) as error:
+            wires = None if self.wire is None else SocketWires(self.wire)
+            return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, birth=birth, wires=wires)
+        except (MachineError, WireError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
 
     async def run(self, machine: Machine) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -180,6 +181,7 @@ class SourceOptions:
     program: GuestProgram
     attached: bool = False
     audited: bool = False
+    wire: Path | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
@@ -194,6 +196,7 @@ class TargetOptions:
     as_source: SourceSettings | None = None
     attached: bool = False
     audited: bool = False
+    wire: Path | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
@@ -207,7 +210,7 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
     daemons: list[SourceDaemon] = []
 
     async def main(nursery: trio.Nursery) -> None:
-        hypervisor = TrioHypervisor(nursery)
+        hypervisor = TrioHypervisor(nursery, wire=options.wire)
         listeners = await listen(options.listen)
         machine = await boot(options.spec, options.program, hypervisor, options.settings.release)
         runner = GuestRunner(machine, options.program, nursery)
@@ -243,7 +246,7 @@ async def run_target_daemon(options: TargetOptions, events: EventLog) -> tuple[E
 
     async def main(nursery: trio.Nursery) -> None:
         listeners = await listen(options.listen) if options.listen is not None else []
-        hypervisor = TrioHypervisor(nursery, audited=options.audited)
+        hypervisor = TrioHypervisor(nursery, audited=options.audited, wire=options.wire)
         journal = journal_of_stranger()
         source = options.source
         target = TargetDaemon(

@@ -34,6 +34,8 @@ PATH_BYTES_MAX: Final = 107
 END_NAME_BYTES: Final = len(ENDS_SUFFIX) + len("/aabbccddeeff-4194304-99999")
 #: Frames that an end takes in at one look.
 FRAMES_AT_ONCE: Final = 256
+#: How long a pause may wait for a busy hub, in seconds.
+SETTLE_S: Final = 0.05
 PRIVATE: Final = 0o077
 
 _numbers = count(1)
@@ -96,11 +98,23 @@ class SocketWire:
         while self._backlog:
             try:
                 self._socket.sendto(self._backlog[0], self._hub)
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
                 return
             except OSError:  # nobody listens, or the frame is larger than the kernel carries
                 self.dropped += 1
             self._backlog.popleft()
+
+    def settle(self) -> None:
+        """Send what waits, for as long as `SETTLE_S` to a hub that is busy: what the guest believes sent is sent."""
+        until = time.monotonic() + SETTLE_S
+        while self._backlog and (left := until - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                self.flush()
+            finally:
+                self._socket.setblocking(False)
+        self.dropped += len(self._backlog)
+        self._backlog.clear()
 
     def close(self) -> None:
         """Off the wire.  What still waits is lost."""
@@ -123,12 +137,12 @@ class SocketWire:
 
 @attrs.define
 class SocketWires:
-    """The ends of a machine's NICs on the wire at `path`, each made by `wires(key, mac)`; close it with the machine."""
+    """The ends of one machine's NICs on the wire at `path`; a Wires (sim_vmm/platform.py)."""
 
     path: Path
     _ends: list[SocketWire] = attrs.field(factory=list)
 
-    def __call__(self, key: str, mac: bytes) -> SocketWire:
+    def plug(self, key: str, mac: bytes) -> SocketWire:
         end = SocketWire(self.path, mac)
         self._ends.append(end)
         return end

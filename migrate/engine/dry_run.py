@@ -25,6 +25,7 @@ from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram
 from sim_vmm.machine import DeviceState, Machine, MachineError
 from sim_vmm.spec import Spec
+from sim_vmm.spec.components import MigrationFailureInjector
 from sim_vmm.storage import Lost, Storage
 
 MEMORY_MB: Final = 32
@@ -175,13 +176,21 @@ class Trial:
 
 
 def _new_machine(spec: Spec, birth: Birth, storage: Storage) -> tuple[Machine, ManualClock]:
-    host_clock = ManualClock()
-    counters = InjectionCounters()
+    host_clock, counters = ManualClock(), spent(spec)
     try:
         machine = Machine.create(spec, host_clock=host_clock, counters=counters, birth=birth, storage=storage)
     except MachineError as error:
         raise NoMachine.because_of(error) from error
     return machine, host_clock
+
+
+def spent(spec: Spec) -> InjectionCounters:
+    """Counters of failure injectors that have done what they do: the verdict is about builds, not about one attempt."""
+    counters = InjectionCounters()
+    for key, injector in spec.of_kind(MigrationFailureInjector):
+        counters.exports[str(key)] = injector.fail_exports
+        counters.imports[str(key)] = injector.fail_imports
+    return counters
 
 
 def _through_bytes(machine: Machine, common: Common) -> tuple[DeviceState, ...]:

@@ -88,12 +88,6 @@ class Device:
     def quiesce(self) -> None:
         """The machine is being paused: finish what must not be cut in two.  Work that stays in a queue is carried."""
 
-    def driver_probe(self) -> None:
-        """The guest's driver sets the device up, as at boot."""
-
-    def driver_io(self) -> None:
-        """The guest's driver uses the device once, so that its state moves on."""
-
     def exports(self) -> tuple[tuple[Schema, ...], ...]:
         """For each place in the list of payloads that this device exports, the schemas that there are, newest first."""
         return tuple(versions_of(schemas[0]) for schemas in self.EXPORTS)

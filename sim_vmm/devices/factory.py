@@ -14,11 +14,11 @@ from sim_vmm.devices.nvme import Nvme
 from sim_vmm.devices.uart import Uart
 from sim_vmm.devices.virtio_disk import VirtioDisk
 from sim_vmm.devices.virtio_nic import VirtioNic
-from sim_vmm.platform import BlockBackend
+from sim_vmm.platform import BlockBackend, Wires
 from sim_vmm.spec import Spec, SpecKey, components
 from sim_vmm.spec.components import SerialNumber
 from sim_vmm.storage import Storage
-from sim_vmm.wire import Wires, unplugged
+from sim_vmm.wire import NoWires
 
 #: Where the output of a serial port goes; bytes of any number.
 Sink = Callable[[bytes], None]
@@ -50,14 +50,14 @@ class Surroundings:
     """What the devices of a machine are made with.
 
     COM1 prints to `console`, nobody listens to the other ports.  `storage` holds the disks that are not blobs.
-    `wires` gives each NIC its wire.
+    `wires` has one for each NIC.
     """
 
     console: Sink
     counters: InjectionCounters
     storage: Storage
     birth: Birth = NEWEST
-    wires: Wires = unplugged
+    wires: Wires = attrs.field(factory=NoWires)
 
 
 def make_devices(spec: Spec, around: Surroundings) -> dict[SpecKey, Device]:
@@ -104,7 +104,7 @@ def _make(
             )
         case components.VirtioNic(_, interface_id, path):
             mac = MAC_PREFIX + interface_id.bytes[-3:]
-            return VirtioNic(name, path, mac, birth=birth, wire=around.wires(name, mac))
+            return VirtioNic(name, path, mac, birth=birth, wire=around.wires.plug(name, mac))
         case components.SerialPort(num):
             sink = around.console if num is SerialNumber.COM1 else _discard
             return Uart(name, sink, SERIAL_PORTS[num])

@@ -69,12 +69,6 @@ class FwCfg(Device):
     def entries(self) -> tuple[FwCfgEntry, ...]:
         return self._entries
 
-    def driver_probe(self) -> None:
-        """Firmware sets up DMA and leaves the file directory half read, as a boot may."""
-        self._dma_addr = 0x7000
-        self.select(SELECTOR_FILE_DIR)
-        self.read(4)
-
     def port_read(self, port: int, size: int) -> int:
         """The guest reads data; the other ports read as zero."""
         return int.from_bytes(self.read(size), "little") if port == PORT_DATA else 0

@@ -63,11 +63,6 @@ def mmio_base(path: PciPath) -> int:
     return 0xC000_0000 + ((path.bus % 32 * 32 + path.device) * 8 + path.function) * 0x1_0000
 
 
-def ring_base(path: PciPath) -> int:
-    """Where a driver places the rings of the device at `path`, 2 MiB for each."""
-    return 0x100_0000 + (path.device * 8 + path.function) * 0x20_0000
-
-
 class PciFunction:
     """The PCI registers of the device `key`, and its interrupt pin.
 

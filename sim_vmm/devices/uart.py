@@ -114,13 +114,6 @@ class Uart(Device):
             case _:
                 pass
 
-    def driver_probe(self) -> None:
-        """Set 8N1 and enable the receive interrupt; transmitting is polled."""
-        self._line_ctrl = LINE_8N1
-        self._modem_ctrl = MODEM_DTR_RTS_OUT2
-        self._scratch = 0xA5
-        self.enable_interrupts(ENABLE_RECEIVED)
-
     def enable_interrupts(self, causes: int) -> None:
         """The guest writes the interrupt enable register; enabling "transmitter empty" raises that at once."""
         if causes & ENABLE_TRANSMITTER_EMPTY and not self._intr_enable & ENABLE_TRANSMITTER_EMPTY:

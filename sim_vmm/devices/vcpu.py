@@ -27,7 +27,6 @@ PIN_VECTOR: Final = 0x2B
 FIRST_VALID_VECTOR: Final = 0x10
 #: Where messages to APICs go; bits 12 to 19 name the APIC (Intel SDM volume 3, "Message Address Register Format").
 MESSAGE_ADDRESS: Final = 0xFEE0_0000
-MESSAGE_ADDRESS_MASK: Final = 0xFFF0_0000
 
 RUN_INITIALISED: Final = 1
 RUN_RUNNING: Final = 2
@@ -158,7 +157,7 @@ class InterruptController:
     def message(self, address: int, data: int) -> None:
         """An interrupt message; one that names no APIC of this machine is lost, as on hardware."""
         number = address >> 12 & 0xFF
-        if address & MESSAGE_ADDRESS_MASK == MESSAGE_ADDRESS and number < len(self.vcpus):
+        if address & ~0xF_FFFF == MESSAGE_ADDRESS and number < len(self.vcpus):
             self.vcpus[number].request(data & 0xFF)
 
     def set_line(self, device: str, asserted: bool) -> None:

@@ -16,11 +16,10 @@ are a hint; with a vector, MSI-X is set up for them, without one the pin is used
 """
 
 import struct
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
-from sim_vmm.bus import config_address
 from sim_vmm.devices.nvme.layout import (
     ADMIN,
     ALL_NAMESPACES,
@@ -34,6 +33,7 @@ from sim_vmm.devices.nvme.layout import (
     CSTS_READY,
     DOORBELLS,
     NAMESPACE,
+    NVME_CLASS,
     SQ_ENTRY_LOG2,
     AdminOpcode,
     Cns,
@@ -47,18 +47,11 @@ from sim_vmm.devices.nvme.layout import (
     tail_doorbell,
     wants_doorbell,
 )
-from sim_vmm.devices.pci import (
-    COMMAND_BUS_MASTER,
-    COMMAND_INTX_DISABLE,
-    COMMAND_MEMORY,
-    MSI_ADDRESS,
-    MSIX_ENABLE,
-    MSIX_ENTRY,
-    mmio_base,
-)
-from sim_vmm.devices.pci_config import BAR_0, COMMAND, FIRST_CAPABILITY, MSIX_CONTROL_OFFSET
+from sim_vmm.devices.pci_config import REVISION, STATUS, STATUS_INTERRUPT
+from sim_vmm.drivers import DriverFailed, GuestView
+from sim_vmm.drivers.pci import PciSlot
 from sim_vmm.integers import U32_MAX
-from sim_vmm.memory import PAGE_SIZE, GuestMemory
+from sim_vmm.memory import PAGE_SIZE
 from sim_vmm.spec import PciPath
 
 AREA_BYTES: Final = 0x4_0000
@@ -79,54 +72,41 @@ _LIST_BYTES: Final = 0x100
 _DATA: Final = 0xC000
 
 _MAGIC: Final = 0x3076_6972_6476_6E21
-_STATE: Final = struct.Struct("<QQQQ12I")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
-_VECTORS_USED: Final = 2
-_MSIX_TABLE_BAR: Final = 4
-_BAR_0_BYTES: Final = 0x4000
+#: MSI-X entry 0 is for the admin queue, entry 1 for the I/O queue.
+_MSIX_ENTRIES: Final = 2
 
 
-class NvmeFailed(Exception):
-    """The controller does not do what a driver can expect, or the driver is not set up."""
-
-
-class GuestBus(Protocol):
-    def read(self, address: int, size: int) -> int: ...
-
-    def write(self, address: int, size: int, value: int) -> None: ...
-
-
-class GuestView(Protocol):
-    """What a guest has: its RAM and a bus.  A `sim_vmm.machine.Machine` is one."""
-
-    @property
-    def memory(self) -> GuestMemory: ...
-
-    @property
-    def bus(self) -> GuestBus: ...
-
-
-@attrs.define
+@attrs.define(kw_only=True)
 class _State:
-    """As it lies in RAM.  `ids` has a bit for each command id in use; positions are the driver's, phases expected."""
+    """As it lies in RAM, eight bytes each.  Positions are the driver's, phases those of the entries it expects.
 
-    magic: int
+    `ids` has a bit for each command id in use, `place` is the number of the PCI function, `vector` 0 for the pin.
+    """
+
+    magic: int = _MAGIC
     registers: int
-    blocks: int
-    ids: int
-    block_size: int
-    has_write_cache: int
-    uses_buffers: int
+    place: int
+    vector: int
+    blocks: int = 0
+    block_size: int = 0
+    has_write_cache: int = 0
+    uses_buffers: int = 0
     sq_entries: int
     cq_entries: int
-    admin_tail: int
-    admin_head: int
-    admin_phase: int
-    tail: int
-    head: int
-    phase: int
-    sq_head: int
+    ids: int = 0
+    admin_tail: int = 0
+    admin_head: int = 0
+    admin_phase: int = 1
+    tail: int = 0
+    head: int = 0
+    phase: int = 1
+    sq_head: int = 0
+
+
+_STATE: Final = struct.Struct(f"<{len(attrs.fields(_State))}Q")
+_STATE_FIELDS: Final = tuple(field.name for field in attrs.fields(_State))
 
 
 class NvmeDriver:
@@ -135,6 +115,7 @@ class NvmeDriver:
     def __init__(self, machine: GuestView, base: int) -> None:
         self._memory = machine.memory
         self._bus = machine.bus
+        self._vcpu = machine.vcpus[0]
         self._base = base
 
     @property
@@ -181,13 +162,24 @@ class NvmeDriver:
         used if wanted and offered.  A controller that was in use is reset.
 
         Raises:
-            NvmeFailed: it does not become ready, or refuses a command.
+            DriverFailed: there is none, it does not become ready, or refuses a command.
         """
-        registers = mmio_base(path)
-        self._set_up_pci(path, registers, vector)
+        slot = PciSlot(self._bus, path)
+        if slot.read(REVISION, 4) >> 8 != NVME_CLASS:
+            raise DriverFailed(f"there is no NVMe controller at {path}")
+        slot.set_up(vector, _MSIX_ENTRIES)
+        registers = slot.bar(0)
         self._bus.write(registers + Register.CC, 4, 0)
         self._memory.write(self._base, bytes(_DATA))
-        self._store(_State(_MAGIC, registers, 0, 0, 0, 0, 0, sq_entries, cq_entries, 0, 0, 1, 0, 0, 1, 0))
+        self._store(
+            _State(
+                registers=registers,
+                place=path.bus << 8 | path.device << 3 | path.function,
+                vector=vector or 0,
+                sq_entries=sq_entries,
+                cq_entries=cq_entries,
+            )
+        )
         self._enable(registers)
         self._identify()
         self.admin_done(AdminOpcode.SET_FEATURES, cdw10=Feature.NUMBER_OF_QUEUES, cdw11=0)
@@ -201,21 +193,6 @@ class NvmeDriver:
         self.admin_done(AdminOpcode.DOORBELL_BUFFERS, prp1=shadow, prp2=event_index)
         self._store(attrs.evolve(self._load(), uses_buffers=1))
 
-    def _set_up_pci(self, path: PciPath, registers: int, vector: int | None) -> None:
-        config = config_address(path)
-        table = registers + _BAR_0_BYTES
-        for bar, value in ((0, registers & U32_MAX), (1, registers >> 32), (_MSIX_TABLE_BAR, table)):
-            self._bus.write(config + BAR_0 + 4 * bar, 4, value)
-        pin = COMMAND_INTX_DISABLE if vector is not None else 0
-        self._bus.write(config + COMMAND, 2, COMMAND_MEMORY | COMMAND_BUS_MASTER | pin)
-        if vector is not None:
-            for index in range(_VECTORS_USED):
-                entry = table + MSIX_ENTRY.size * index
-                self._bus.write(entry, 8, MSI_ADDRESS)
-                self._bus.write(entry + 8, 8, vector + index)
-        control = config + FIRST_CAPABILITY + MSIX_CONTROL_OFFSET
-        self._bus.write(control, 2, 0 if vector is None else MSIX_ENABLE)
-
     def _enable(self, registers: int) -> None:
         self._bus.write(registers + Register.AQA, 4, (ADMIN_ENTRIES - 1) << 16 | (ADMIN_ENTRIES - 1))
         self._bus.write(registers + Register.ASQ, 8, self._base + _ADMIN_SQ)
@@ -224,7 +201,7 @@ class NvmeDriver:
         self._bus.write(registers + Register.CC, 4, sizes | CC_ENABLE)
         status = self._bus.read(registers + Register.CSTS, 4)
         if status & (CSTS_READY | CSTS_FATAL) != CSTS_READY:
-            raise NvmeFailed(f"the controller does not become ready: its status is {status:#x}")
+            raise DriverFailed(f"the controller does not become ready: its status is {status:#x}")
 
     def _identify(self) -> None:
         controller = self.identify(Cns.CONTROLLER)
@@ -256,7 +233,7 @@ class NvmeDriver:
     # Admin commands, one at a time
 
     def identify(self, what: Cns, namespace: int = 0) -> bytes:
-        """4096 bytes; raises NvmeFailed as `admin_done`."""
+        """4096 bytes; raises DriverFailed as `admin_done`."""
         self.admin_done(AdminOpcode.IDENTIFY, namespace=namespace, prp1=self._base + _IDENTIFY, cdw10=what)
         return self._memory.read(self._base + _IDENTIFY, PAGE_SIZE)
 
@@ -264,12 +241,12 @@ class NvmeDriver:
         """The result of an admin command that must succeed.
 
         Raises:
-            NvmeFailed: it did not.
+            DriverFailed: it did not.
         """
         completion = self.admin(opcode, **fields)
         if completion is None or completion.status is not Status.SUCCESS:
             outcome = "no completion" if completion is None else completion.status.name
-            raise NvmeFailed(f"admin command {opcode:#x}: {outcome}")
+            raise DriverFailed(f"admin command {opcode:#x}: {outcome}")
         return completion.result
 
     def admin(self, opcode: int, **fields: int) -> Completion | None:
@@ -329,6 +306,18 @@ class NvmeDriver:
             self._ring(state, head_doorbell(IO_QUEUE), state.head)
         return found
 
+    def take_interrupt(self) -> bool:
+        """Take the interrupt of the I/O queue, if it is pending; that of the admin queue is taken with it.
+
+        A pin cannot be taken, only satisfied, by `completions()`; with doorbell buffers it may stay up a little longer.
+        """
+        state = self._load()
+        if state.vector:
+            self._vcpu.take(state.vector)
+            return self._vcpu.take(state.vector + 1)
+        path = PciPath(state.place >> 8, state.place >> 3 & 31, state.place & 7)
+        return bool(PciSlot(self._bus, path).read(STATUS, 2) & STATUS_INTERRUPT)
+
     def _transfer(self, opcode: IoOpcode, block: int, count: int, gpa: int) -> int | None:
         length = count * self._load().block_size
         fields = {"cdw10": block & U32_MAX, "cdw11": block >> 32, "cdw12": count - 1, "prp1": gpa}
@@ -365,10 +354,11 @@ class NvmeDriver:
         self._bus.write(state.registers + DOORBELLS + doorbell, 4, position)
 
     def _load(self) -> _State:
-        """Raises NvmeFailed if no driver has been set up here."""
-        state = _State(*_STATE.unpack(self._memory.read(self._base, _STATE.size)))
+        """Raises DriverFailed if no driver has been set up here."""
+        words = _STATE.unpack(self._memory.read(self._base, _STATE.size))
+        state = _State(**dict(zip(_STATE_FIELDS, words, strict=True)))
         if state.magic != _MAGIC:
-            raise NvmeFailed(f"no NVMe driver has been set up at guest address {self._base:#x}")
+            raise DriverFailed(f"no NVMe driver has been set up at guest address {self._base:#x}")
         return state
 
     def _store(self, state: _State) -> None:

@@ -4,6 +4,7 @@
     stamp                      writes to RAM and console so that a loss shows (stamp.py)
     ledger                     numbered records on disk, in RAM, on the console and on the wire (ledger.py)
     dirty:RATE,WORKING_SET     writes to RAM at a rate (dirty.py)
+    features[:legacy]          uses every feature that it is shown, or none that came late (features.py)
 
 Their texts, as `--guest` takes them, are read by `make_guest`; a new host finds a program in RAM with `guest_in`.
 """
@@ -13,6 +14,7 @@ from typing import Final
 
 from sim_vmm.guest.console_records import Record, RecordsAudit, audit_records, read_records
 from sim_vmm.guest.dirty import DirtyGuest
+from sim_vmm.guest.features import FeaturesGuest
 from sim_vmm.guest.idle import IdleGuest
 from sim_vmm.guest.layout import SystemLayout
 from sim_vmm.guest.ledger import LedgerGuest
@@ -23,6 +25,7 @@ from sim_vmm.memory import GuestMemory
 __all__ = [
     "GUESTS",
     "DirtyGuest",
+    "FeaturesGuest",
     "GuestDoesNotFit",
     "GuestProgram",
     "Heartbeat",
@@ -43,7 +46,7 @@ __all__ = [
 
 #: The programs that `--guest` knows.
 GUESTS: Final[dict[str, type[GuestProgram]]] = {
-    cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest, DirtyGuest)
+    cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest, DirtyGuest, FeaturesGuest)
 }
 
 #: How to make each from what stands behind its name and a colon, which is empty for most.
@@ -59,6 +62,8 @@ def make_guest(text: str) -> GuestProgram:
     name, colon, arguments = text.partition(":")
     if name == DirtyGuest.name:
         return DirtyGuest.parse(arguments)
+    if name == FeaturesGuest.name:
+        return FeaturesGuest.parse(arguments)
     if name not in GUESTS:
         raise ValueError(f"unknown guest program {name!r}; known are {', '.join(sorted(GUESTS))}")
     if colon:

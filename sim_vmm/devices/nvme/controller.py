@@ -24,13 +24,10 @@ from sim_vmm.devices.nvme.identify import OXIDE_VENDOR, Identity
 from sim_vmm.devices.nvme.io import IoCommands
 from sim_vmm.devices.nvme.layout import (
     ADMIN,
-    CC_CQ_ENTRY_SHIFT,
     CC_ENABLE,
     CC_SHUTDOWN,
-    CC_SQ_ENTRY_SHIFT,
-    CQ_ENTRY_LOG2,
     DOORBELLS,
-    SQ_ENTRY_LOG2,
+    NVME_CLASS,
     Command,
     Register,
     Status,
@@ -39,8 +36,7 @@ from sim_vmm.devices.nvme.prp import CommandFailed
 from sim_vmm.devices.nvme.queue_set import VECTORS, QueueSet
 from sim_vmm.devices.nvme.queues import NO_VECTOR, CompletionQueue, DoorbellBuffers, SubmissionQueue
 from sim_vmm.devices.nvme.registers import CAP, Registers
-from sim_vmm.devices.nvme.scratch import ScratchDisk
-from sim_vmm.devices.pci import EMPTY_BAR, PciDevice, PciFunction, PciIdentity, mmio_base, ring_base
+from sim_vmm.devices.pci import EMPTY_BAR, PciDevice, PciFunction, PciIdentity
 from sim_vmm.memory import GuestAddressError
 from sim_vmm.payloads import Bar, BarKind, NvmeCtrlV2, Payload, PciDeviceV1, Schema
 from sim_vmm.platform import BlockBackend, Platform
@@ -56,7 +52,7 @@ NVME_BARS: Final = (
     Bar(BarKind.MMIO, 0x1000, 0),
     EMPTY_BAR,
 )
-IDENTITY: Final = PciIdentity(vendor=OXIDE_VENDOR, device=0x0000, class_code=0x010802)
+IDENTITY: Final = PciIdentity(vendor=OXIDE_VENDOR, device=0x0000, class_code=NVME_CLASS)
 
 
 class Nvme(PciDevice):
@@ -75,11 +71,10 @@ class Nvme(PciDevice):
         serial_number: bytes,
         *,
         has_write_cache: bool,
-        backend: BlockBackend | None = None,
+        backend: BlockBackend,
         doorbell_buffers: bool = True,
     ) -> None:
         super().__init__(key)
-        backend = ScratchDisk() if backend is None else backend
         self.pci = PciFunction(key, NVME_BARS, vectors=VECTORS, path=path, msix_bar=MSIX_BAR, identity=IDENTITY)
         self.cache = WriteCache(backend)
         self._identity = Identity(
@@ -100,23 +95,6 @@ class Nvme(PciDevice):
         return self._identity.has_write_cache
 
     # What the guest does
-
-    def driver_probe(self) -> None:
-        """The registers and queues as a driver sets them up, one pair of I/O queues included, without touching RAM."""
-        base = ring_base(self.pci.path)
-        self.pci.configure(mmio_base(self.pci.path))
-        for register, size, value in (
-            (Register.AQA, 4, 31 << 16 | 31),
-            (Register.ACQ, 8, base),
-            (Register.ASQ, 8, base + 0x1_0000),
-            (Register.CC, 4, CC_ENABLE | SQ_ENTRY_LOG2 << CC_SQ_ENTRY_SHIFT | CQ_ENTRY_LOG2 << CC_CQ_ENTRY_SHIFT),
-        ):
-            self.bar_write(REGISTERS_BAR, register, size, value)
-        self._queues.add_pair(
-            1,
-            CompletionQueue(1, 1024, base + 0x2_0000, vector=1),
-            SubmissionQueue(1, 1024, base + 0x4_0000, cq_id=1),
-        )
 
     def bar_read(self, bar: int, offset: int, size: int) -> int:
         return self._registers.read(offset, size) if bar == REGISTERS_BAR else 0

@@ -19,6 +19,9 @@ import attrs
 
 from sim_vmm.integers import U16_MAX
 
+#: The class code of a controller: mass storage, non-volatile memory, NVM Express (NVMe 1.1 §2.1.5).
+NVME_CLASS: Final = 0x010802
+
 
 class Register(IntEnum):
     """Offsets in BAR 0."""
