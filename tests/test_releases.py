@@ -1,5 +1,6 @@
 """What the built-in releases know, and what machines that are born on them show their guests."""
 
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -46,7 +47,7 @@ def test_every_payload_version_is_known_to_some_release() -> None:
 
 def test_a_release_knows_what_the_one_before_it_knew() -> None:
     releases = list(RELEASES.values())
-    for older, newer in zip(releases, releases[1:], strict=False):
+    for older, newer in pairwise(releases):
         assert set(older.specs) < set(newer.specs)
         for kind, versions in older.payloads.items():
             assert set(versions) <= set(newer.payloads[kind])
