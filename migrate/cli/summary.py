@@ -19,7 +19,10 @@ def print_summary(document: Json, title: str) -> None:
     if guest["blackout_ms"] is not None:
         out.print(f"guest     away for {guest['blackout_ms']:.1f} ms by its own clock")
     if guest["records_found"] is not None:
-        out.print(f"records   {guest['records_found']} found of {guest['records_acknowledged']} printed")
+        out.print(f"records   {guest['records_found']} found of {guest['records_acknowledged']} acknowledged")
+    if guest["away_ms"] is not None:
+        seen = ", ".join(f"{ms:.1f} ms by the {how}" for how, ms in guest["away_ms"].items() if ms is not None)
+        out.print(f"ledger    longest time between two records {seen}")
     out.print(f"owner     {document['owner']}")
     violations = audit["violations"]
     checks = ", ".join(audit["checks"])

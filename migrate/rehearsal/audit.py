@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from migrate.daemon.pair import Event, PairResult
+from migrate.rehearsal.ledger import LedgerAudit
 
 CLOCK_TOLERANCE_NS: Final = 20_000_000
 """Both daemons are on one host, so the guest's boot time may differ only by how its two clocks drifted meanwhile."""
@@ -17,10 +18,14 @@ CLOCK_TOLERANCE_NS: Final = 20_000_000
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied."""
+    """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied.
+
+    `ledger` is what a reader made of the artefacts of a `ledger` guest.
+    """
 
     pair: PairResult
     expected_spec: str
+    ledger: LedgerAudit | None = None
 
     def last(self, side: str, name: str) -> Event | None:
         events = self.pair.source if side == "source" else self.pair.target
@@ -105,14 +110,23 @@ def _clock(evidence: Evidence) -> Iterator[str]:
 
 def _records(evidence: Evidence) -> Iterator[str]:
     guest = evidence.guest()
-    if guest is None:
+    records = None if guest is None else guest["records"]
+    if records is None:
         return
     for problem in ("lost", "repeated"):
-        if guest[f"records_{problem}"]:
-            yield f"console records {problem}: {guest[f'records_{problem}'][:10]}"
+        if records[problem]:
+            yield f"console records {problem}: {records[problem][:10]}"
     for problem in ("out_of_order", "torn"):
-        if guest[f"records_{problem}"]:
-            yield f"{guest[f'records_{problem}']} console records are {problem.replace('_', ' ')}"
+        if records[problem]:
+            yield f"{records[problem]} console records are {problem.replace('_', ' ')}"
+
+
+def _ledger(evidence: Evidence) -> Iterator[str]:
+    guest = evidence.guest()
+    if evidence.ledger is not None:
+        yield from evidence.ledger.violations
+    elif guest is not None and guest["program"] == "ledger":
+        yield "the guest kept a ledger, and nothing is left of it to be read"
 
 
 def _stale_pages(evidence: Evidence) -> Iterator[str]:
@@ -150,6 +164,7 @@ CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
     "console history": _console,
     "clock": _clock,
     "guest records": _records,
+    "ledger": _ledger,
     "no stale page": _stale_pages,
     "failed only after resume": _failed_after_resume,
     "orderly end": _orderly_end,
