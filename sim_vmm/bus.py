@@ -78,6 +78,11 @@ class Bus:
         for function in self._functions.values():
             function.pci.decoding_changed = self._changed
 
+    @property
+    def functions(self) -> tuple[PciPath, ...]:
+        """Where PCI functions are: what firmware finds by looking at every place of every bus."""
+        return tuple(self._functions)
+
     def read(self, address: int, size: int) -> int:
         """The guest reads `size` bytes (1, 2, 4 or 8) of device memory at guest-physical `address`, little-endian."""
         if CONFIG_SPACE <= address < CONFIG_SPACE + CONFIG_SPACE_BYTES:

@@ -14,8 +14,10 @@ There are two ways to write, and they must not be confused:
   not migrate on.
 """
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Any, Final, Self
 
 import attrs
@@ -187,6 +189,19 @@ class GuestMemory:
         self.pages[page_indices] = values
         self.dirty.mark(page_indices)
 
+    def data_ranges(self) -> Iterator[range]:
+        """The bytes of `view` that are no holes, ascending; all others are zero, and reading them would cost memory."""
+        size, end = len(self.view), 0
+        while end < size:
+            try:
+                start = os.lseek(self._file, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            end = os.lseek(self._file, start, os.SEEK_HOLE)
+            yield range(start, end)
+
     def mark_dirty(self, pages: npt.NDArray[Any]) -> None:
         """Pages that a migration has received into `pages` or `view` are dirty: see the module.
 
@@ -219,7 +234,9 @@ class GuestMemory:
             self._view.release()
             self._mapping.close()
         except BufferError:
-            pass  # somebody still holds a view; the mapping is unmapped with the last of them
+            # Somebody still holds a view.  The mapping goes with the last of them, if it is not held here as well: this
+            # object may stay for long, as a machine and its devices know each other.
+            del self._mapping
 
     def __enter__(self) -> Self:
         return self

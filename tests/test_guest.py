@@ -57,7 +57,9 @@ def test_the_idle_guest_leaves_everything_alone() -> None:
 
 
 def test_an_unknown_program_is_refused_naming_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown guest program 'doom'; known are dirty, idle, ledger, stamp"):
+    with pytest.raises(
+        ValueError, match="unknown guest program 'doom'; known are dirty, features, idle, ledger, stamp"
+    ):
         make_guest("doom")
 
 

@@ -433,16 +433,22 @@ def test_a_disk_that_fails_makes_the_command_fail_and_a_flush_can_be_tried_again
     rig = probed()
     rig.memory.write(PAGE, b"d" * BLOCK)
     rig.driver.submit_write(0, 1, PAGE)
+    rig.driver.submit_write(1, 1, PAGE)
     rig.disk.broken = True
     rig.driver.submit_flush()
     rig.driver.submit_read(5, 1, PAGE)
-    assert [completion.status for completion in rig.drain()] == [OK, Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR]
+    assert [completion.status for completion in rig.drain()] == [
+        OK,
+        OK,
+        Status.WRITE_FAULT,
+        Status.UNRECOVERED_READ_ERROR,
+    ]
     with pytest.raises(OSError, match="broken"):
         rig.nvme.quiesce()
     rig.disk.broken = False
     rig.driver.submit_flush()
     assert statuses(rig.drain()) == [(0, OK)]
-    assert rig.disk.medium[:BLOCK] == b"d" * BLOCK
+    assert rig.disk.medium[: 2 * BLOCK] == b"d" * 2 * BLOCK
 
 
 def test_without_a_cache_a_write_that_fails_is_not_kept() -> None:
@@ -522,20 +528,31 @@ def test_switching_the_write_cache_off_is_answered_with_success_and_changes_noth
 def test_a_write_cache_that_is_full_is_written_back() -> None:
     rig = probed(disk=Disk(bytes(4 << 20)))
     rig.driver.submit_write_zeroes(0, CACHED_BYTES_MAX // BLOCK)
-    assert not rig.nvme.cache.is_empty
+    rig.driver.submit_write_zeroes(0, CACHED_BYTES_MAX // BLOCK)
+    assert not rig.nvme.cache.is_flushed
     rig.driver.submit_write_zeroes(CACHED_BYTES_MAX // BLOCK, 1)
-    assert rig.nvme.cache.is_empty
+    assert rig.nvme.cache.is_flushed
+
+
+def test_a_disk_knows_at_once_that_it_is_written_to() -> None:
+    """Or a machine whose disk cannot travel would be paused before anybody finds out."""
+    rig = probed()
+    rig.memory.write(PAGE, b"a" * BLOCK)
+    rig.driver.submit_write(0, 1, PAGE)
+    assert any(rig.disk.data)
 
 
 def test_a_pause_writes_the_cache_back() -> None:
     rig = probed()
     rig.memory.write(PAGE, b"a" * BLOCK)
+    rig.driver.submit_write(1, 1, PAGE)
     rig.driver.submit_write(0, 1, PAGE)
-    assert rig.disk.data[:1] == b"\0"
+    assert rig.disk.data[: 2 * BLOCK] == bytes(BLOCK) + b"a" * BLOCK
+    assert not any(rig.disk.medium)
     target = moved(rig)
-    assert rig.disk.medium[:BLOCK] == b"a" * BLOCK
+    assert rig.disk.medium[: 2 * BLOCK] == b"a" * 2 * BLOCK
     target.driver.submit_read(0, 1, PAGE + PAGE_SIZE)
-    assert len(target.drain()) == 2
+    assert len(target.drain()) == 3
     assert target.memory.read(PAGE + PAGE_SIZE, BLOCK) == b"a" * BLOCK
 
 

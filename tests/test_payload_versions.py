@@ -4,7 +4,7 @@ A state goes through an older version as it would between two builds: out of a d
 a device of the same birth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -13,7 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from migrate.payloads import decode_payload, encode_payload
-from sim_vmm.devices.errors import PayloadUnexpected, SchemaNotOffered, StateNotRepresentable
+from sim_vmm.devices.base import Device
+from sim_vmm.devices.errors import (
+    ImportFailed,
+    PayloadMissing,
+    PayloadUnexpected,
+    SchemaNotOffered,
+    StateNotRepresentable,
+)
 from sim_vmm.devices.places import Place
 from sim_vmm.payloads import (
     PAYLOADS,
@@ -22,6 +29,7 @@ from sim_vmm.payloads import (
     FwCfgValueKind,
     NvmeCtrlV1,
     NvmeCtrlV2,
+    PciDeviceV1,
     PciVirtioV1,
     PciVirtioV2,
     PciVirtioV3,
@@ -45,6 +53,7 @@ from sim_vmm.payloads.conversions import (
 )
 from sim_vmm.payloads.directory import SELECTOR_INVALID
 from tests.devices import export, nvme, replaced
+from tests.machines import make_machine
 from tests.payload_states import any_payload, near
 
 QUEUE: Final = VirtQueueState(
@@ -103,6 +112,13 @@ LISTING: Final = (
 #: For every kind with more than one version, or that may be left out, a state at birth.
 BIRTHS: Final[dict[str, Any]] = {payload.SCHEMA.kind: payload for payload in (VIRTIO, VIONA, NVME, FW_CFG)}
 
+#: States of each of them, and of each older version, made once: making strategies takes longer than drawing.
+STATES: Final[dict[Schema, st.SearchStrategy[Any]]] = {
+    schema: near(downgrade(born, schema)) | any_payload(PAYLOADS[schema])
+    for born in BIRTHS.values()
+    for schema in versions_of(born.SCHEMA)
+}
+
 #: Every way down: the newest version of a kind, and an older one or none.
 WAYS: Final[list[tuple[str, Schema | None]]] = [
     *((kind, schema) for kind, born in BIRTHS.items() for schema in versions_of(born.SCHEMA)[1:]),
@@ -157,7 +173,7 @@ def test_what_an_older_version_takes_it_gives_back_and_what_it_would_lose_it_nam
     kind: str, schema: Schema | None, data: st.DataObject
 ) -> None:
     born = BIRTHS[kind]
-    state = data.draw(near(born) | any_payload(type(born)))
+    state = data.draw(STATES[born.SCHEMA])
     here = place(state, optional=schema is None)
     refusal = here.problem(schema)
     if refusal is None:
@@ -180,7 +196,7 @@ def test_what_comes_in_an_older_version_goes_on_in_it(kind: str, schema: Schema 
     if schema is None:
         assert place(born, optional=True).express(None) is None
         return
-    payload = data.draw(near(downgrade(born, schema)) | any_payload(PAYLOADS[schema]))
+    payload = data.draw(STATES[schema])
     assume(_is_well_formed(payload))
     assert place(upgrade(payload, born)).express(schema) == payload
 
@@ -348,3 +364,53 @@ def test_two_versions_of_one_kind_are_one_payload_twice() -> None:
     older = downgrade(payloads[0], NvmeCtrlV1.SCHEMA)
     with pytest.raises(PayloadUnexpected, match=r"nvme-ctrl v1 has arrived; it must arrive once"):
         nvme().import_([*payloads, older])
+
+
+# Devices take any version
+
+
+@pytest.fixture
+def nics() -> Iterator[tuple[Device, Device]]:
+    """Two NICs of one birth, in two machines."""
+    with make_machine() as here, make_machine() as there:
+        yield here.devices["nic"], there.devices["nic"]
+
+
+def test_a_device_takes_each_version_that_there_is(nics: tuple[Device, Device]) -> None:
+    here, there = nics
+    for schema in versions_of(PciVirtioV3.SCHEMA):
+        there.import_(here.export([schema, PciDeviceV1.SCHEMA, PciVirtioVionaV1.SCHEMA]))
+        assert export(there) == export(here)
+
+
+def test_an_optional_payload_may_be_left_out_and_then_means_as_at_birth(nics: tuple[Device, Device]) -> None:
+    here, there = nics
+    filters = PciVirtioVionaV1(
+        promisc=Promisc.ALL_MULTI, filter=2, unicast_mac_filters=(), multicast_mac_filters=(b"\x33\x33\0\0\0\1",)
+    )
+    virtio, pci, _ = export(here)
+    there.import_([virtio, pci, filters])
+    assert export(there)[2] == filters
+    with pytest.raises(StateNotRepresentable, match=r"pci-virtio-viona\.promisc is all_multi, which is lost without"):
+        there.export([PciVirtioV3.SCHEMA, PciDeviceV1.SCHEMA, None])
+    without = here.export([PciVirtioV3.SCHEMA, PciDeviceV1.SCHEMA, None])
+    assert [payload.SCHEMA for payload in without] == [PciVirtioV3.SCHEMA, PciDeviceV1.SCHEMA]
+    there.import_(without)
+    assert export(there) == export(here)
+
+
+def test_any_other_payload_must_be_there(nics: tuple[Device, Device]) -> None:
+    here, there = nics
+    virtio, pci, viona = export(here)
+    before = export(there)
+    for payloads in ([virtio, viona], [pci, viona], []):
+        with pytest.raises(PayloadMissing):
+            there.import_(payloads)
+    assert export(there) == before
+
+
+def test_a_version_whose_lists_do_not_agree_is_refused(nics: tuple[Device, Device]) -> None:
+    here, there = nics
+    virtio, pci, _ = here.export([PciVirtioV2.SCHEMA, PciDeviceV1.SCHEMA, PciVirtioVionaV1.SCHEMA])
+    with pytest.raises(ImportFailed, match=r"queues\.queues: 3 queues; peak says 2"):
+        there.import_([replaced(virtio, "queues.len", 2), pci])

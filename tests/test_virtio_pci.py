@@ -26,7 +26,7 @@ from sim_vmm.drivers.pci import PciSlot
 from sim_vmm.drivers.virtio_blk import VirtioBlkDriver
 from sim_vmm.spec import PciPath
 from sim_vmm.storage import VolatileDisk
-from tests.bench import Bench
+from tests.bench import MIB, Bench
 
 PATH = PciPath(0, 16, 0)
 OFFERED = FEATURE_VERSION_1 | FEATURE_BLOCK_SIZE | FEATURE_FLUSH
@@ -309,3 +309,15 @@ def test_the_devices_own_configuration_is_the_same_over_both_interfaces(bench: B
     assert bench.bus.port_read(ports + 24, 4) == sectors
     slot.set_up(None, 0)
     assert bench.bus.port_read(ports + 20, 4) == sectors
+
+
+def test_ports_are_shared_out_among_all_buses() -> None:
+    disks = [
+        VirtioDisk(f"disk-{bus}", PciPath(bus, 16, 0), VolatileDisk(size=MIB, readonly=False, block_size=512))
+        for bus in (0, 1, 255)
+    ]
+    with Bench(*disks) as bench:
+        for index, disk in enumerate(disks):
+            VirtioBlkDriver(bench, driver_area(index)).probe(disk.pci.path, legacy=True)
+        ports = [disk.pci.answers()[legacy.PORT_BAR] for disk in disks]
+        assert ports == [range(0x1000, 0x1200), range(0x1200, 0x1400), range(0x1400, 0x1600)]

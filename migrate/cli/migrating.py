@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Annotated, Final, Self, TypeVar
 
 import attrs
 import trio
@@ -28,16 +29,18 @@ from migrate.daemon.run import (
     run_source_daemon,
     run_target_daemon,
 )
+from migrate.daemon.wire import WireError
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.protocol.messages import NAME_MAX
+from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
 from migrate.releases import NEWEST, all_releases, release_named
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
-from sim_vmm.guest import StampGuest
+from sim_vmm.guest import LedgerGuest, StampGuest
 from sim_vmm.spec import Spec, build_spec, host_cpuid
 
 DEFAULT_LISTEN: Final = "127.0.0.1:4600"
@@ -59,6 +62,10 @@ Events = Annotated[
 Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
 Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
 Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network for the machine's NICs.")]
+StorageDirectory = Annotated[
+    Path | None, Parameter(name="--storage", help="Directory of the machine's disks, the same for both daemons.")
+]
+Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
@@ -79,7 +86,9 @@ def source(
     api_version: ApiVersion = None,
     events: Events = None,
     insecure: Insecure = False,
+    storage: StorageDirectory = None,
     wire: Wire = None,
+    artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
     json: Json = False,
@@ -104,14 +113,16 @@ def source(
         bandwidth=parse_rate(bandwidth),
     )
     program = guest_named(guest)
-    if isinstance(program, StampGuest):
+    if isinstance(program, StampGuest | LedgerGuest):
         program = attrs.evolve(program, seed=at_least_0("--seed", seed))
     options = SourceOptions(
         spec=born(read(spec, api_version).spec, memory_mb),
         listen=address,
         settings=settings,
         program=program,
+        storage=storage,
         wire=wire,
+        artefacts=artefacts,
         attached=attached,
         audited=audited,
     )
@@ -136,7 +147,9 @@ def target(
     releases: Releases = None,
     events: Events = None,
     insecure: Insecure = False,
+    storage: StorageDirectory = None,
     wire: Wire = None,
+    artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
     json: Json = False,
@@ -169,7 +182,9 @@ def target(
         retries=at_least_0("--retries", retries),
         listen=addresses[1] if listen is not None else None,
         as_source=as_source if listen is not None else None,
+        storage=storage,
         wire=wire,
+        artefacts=artefacts,
         attached=attached,
         audited=audited,
     )
@@ -194,6 +209,7 @@ def rehearse(
     replace: Replace = None,
     retries: Retries = 0,
     seed: Seed = 0,
+    storage: StorageDirectory = None,
     wire: Wire = None,
     after_s: float = 0.3,
     releases: Releases = None,
@@ -214,7 +230,7 @@ def rehearse(
     policy_of(downtime_limit_ms, on_stall)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
-    common = _arguments({"--releases": releases, "--wire": wire})
+    common = _arguments({"--releases": releases})
     limits = {"--downtime-limit-ms": downtime_limit_ms, "--bandwidth": bandwidth, "--on-stall": on_stall.value}
     source_arguments = _arguments(
         {
@@ -228,26 +244,34 @@ def rehearse(
         }
     )
     target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
-    options = RehearsalOptions(
-        spec=machine,
-        replacements=read_replacements_file(replace),
-        seed=at_least_0("--seed", seed),
-        pair=PairOptions(
-            source_arguments=(str(spec), *source_arguments, *common, "--audited"),
-            target_arguments=(*target_arguments, *common, "--audited"),
-            after_s=at_least_0("--after-s", after_s),
-        ),
-    )
     result: RehearsalResult | None = None
     code = ExitCode.DONE
-    try:
-        with live_progress(quiet=json) as watch:
-            result = trio.run(run_rehearsal, options, watch)
-    except* DaemonDied as group:
-        code = _tell_death(group)
-    except* KeyboardInterrupt:
-        complain("interrupted; both daemons have ended")
-        code = ExitCode.INTERRUPTED
+    with TemporaryDirectory(prefix="migrate-") as directory:
+        places = Places.below(Path(directory), storage, wire)
+        options = RehearsalOptions(
+            spec=machine,
+            replacements=read_replacements_file(replace),
+            seed=at_least_0("--seed", seed),
+            leftovers=places.leftovers,
+            pair=PairOptions(
+                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest), "--audited"),
+                target_arguments=(*target_arguments, *common, *places.arguments(guest), "--audited"),
+                after_s=at_least_0("--after-s", after_s),
+                wire=places.wire if places.leftovers.wire is not None else None,
+                wire_record=places.leftovers.wire,
+            ),
+        )
+        try:
+            with live_progress(quiet=json) as watch:
+                result = trio.run(run_rehearsal, options, watch)
+        except* DaemonDied as group:
+            code = _tell_death(group)
+        except* WireError as group:
+            complain(str(group.exceptions[0]))
+            code = ExitCode.BAD_INPUT
+        except* KeyboardInterrupt:
+            complain("interrupted; both daemons have ended")
+            code = ExitCode.INTERRUPTED
     if result is None:
         return code
     if json:
@@ -270,6 +294,29 @@ def _tell_death(group: BaseExceptionGroup[DaemonDied]) -> ExitCode:
         return ExitCode.BAD_INPUT
     complain(str(death))
     return ExitCode.AUDIT_VIOLATED
+
+
+@attrs.frozen
+class Places:
+    """Where a rehearsal keeps the machine's disks, its network, and what is left of it."""
+
+    leftovers: Leftovers
+    wire: Path
+
+    @classmethod
+    def below(cls, directory: Path, storage: Path | None, wire: Path | None) -> Self:
+        """Below `directory`, unless the person has a place; a wire that somebody else carries is not recorded by us."""
+        leftovers = Leftovers(
+            left=directory / "left",
+            storage=directory / "storage" if storage is None else storage,
+            wire=directory / "wire.jsonl" if wire is None else None,
+        )
+        return cls(leftovers, directory / "wire" if wire is None else wire)
+
+    def arguments(self, guest: str) -> list[str]:
+        """What both daemons are told.  Of a guest that keeps no ledger nobody would read what is left."""
+        left = self.leftovers.left if guest == LedgerGuest.name else None
+        return _arguments({"--storage": self.leftovers.storage, "--wire": self.wire, "--artefacts": left})
 
 
 def _arguments(options: dict[str, object]) -> list[str]:

@@ -29,7 +29,10 @@ def print_summary(result: RehearsalResult, title: str) -> None:
     if guest["blackout_ms"] is not None:
         _print_fact("guest", f"away for {guest['blackout_ms']:.1f} ms by its own clock")
     if guest["records_found"] is not None:
-        _print_fact("records", f"{guest['records_found']} found of {guest['records_acknowledged']} printed")
+        _print_fact("records", f"{guest['records_found']} found of {guest['records_acknowledged']} acknowledged")
+    if guest["away_ms"] is not None:
+        seen = ", ".join(f"{ms:.1f} ms by the {how}" for how, ms in guest["away_ms"].items() if ms is not None)
+        _print_fact("ledger", f"longest time between two records {seen}")
     _print_fact("owner", document["owner"])
     _print_audit(document["audit"])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from migrate.daemon.backends import storage_for
 from migrate.daemon.images import Image
 from migrate.daemon.wire import SocketWires, WireError
 from migrate.errors import MachineCreationFailed
@@ -13,7 +14,7 @@ from migrate.specs.crucible import unusable_requests
 from sim_vmm.birth import Birth
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
-from sim_vmm.guest import GuestProgram, IdleGuest, Stamp, StampGuest, read_stamp
+from sim_vmm.guest import GuestProgram, Heartbeat, guest_in, read_heartbeat
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine, MachineError
 from sim_vmm.spec import Spec
@@ -73,40 +74,42 @@ class TrioHypervisor:
 
     With `audited`, an image of each machine is kept as it was just before it ran, for an audit: this costs the
     blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
-    the wire at the path `wire`, if there is one.
+    the wire at the path `wire`, if there is one, and their disks in the directory `storage`.
     """
 
     nursery: trio.Nursery
     audited: bool = False
     wire: Path | None = None
+    storage: Path | None = None
     counters: InjectionCounters = attrs.field(factory=InjectionCounters)
     host_clock: HostClock = attrs.field(factory=SystemClock)
     runner: GuestRunner | None = None
     image: Image | None = None
-    arrived_with: Stamp | None = None
+    arrived_with: Heartbeat | None = None
 
     async def create(self, spec: Spec, birth: Birth) -> Machine:
         try:
             if reasons := list(unusable_requests(spec)):
                 raise ValueError(sentence(reasons))
-            wires = None if self.wire is None else SocketWires(self.wire)
-            return Machine.create(spec, host_clock=self.host_clock, counters=self.counters, birth=birth, wires=wires)
+            return Machine.create(
+                spec,
+                host_clock=self.host_clock,
+                counters=self.counters,
+                birth=birth,
+                storage=storage_for(spec, self.storage),
+                wires=None if self.wire is None else SocketWires(self.wire),
+            )
         except (MachineError, WireError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
 
     async def run(self, machine: Machine) -> None:
         if self.audited:
             self.image = Image.of(machine)
-        self.arrived_with = read_stamp(machine.memory)
+        self.arrived_with = read_heartbeat(machine.memory)
         machine.start()
-        self.runner = GuestRunner(machine, program_in(machine), self.nursery)
+        self.runner = GuestRunner(machine, guest_in(machine.memory), self.nursery)
         await self.runner.resume()
 
     async def discard(self, machine: Machine) -> None:
         machine.stop()
         machine.close()
-
-
-def program_in(machine: Machine) -> GuestProgram:
-    """The guest program whose state is in the machine's RAM: that is all a new host has to go by."""
-    return StampGuest() if read_stamp(machine.memory) is not None else IdleGuest()

@@ -10,10 +10,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
+
+from migrate.daemon.wire import WireObserver, recorder
 
 Event = dict[str, Any]
 
@@ -121,11 +124,16 @@ async def daemon(side: str, arguments: Sequence[str], watch: Callable[[Event], N
 
 @attrs.frozen(kw_only=True)
 class PairOptions:
-    """Arguments of the two daemons beyond the addresses; `after_s` is how long the guest runs on where it ended up."""
+    """Arguments of the two daemons beyond the addresses; `after_s` is how long the guest runs on where it ended up.
+
+    `wire` is the path of a network to carry meanwhile, if any, and `wire_record` the file to note its frames in.
+    """
 
     source_arguments: tuple[str, ...]
     target_arguments: tuple[str, ...]
     after_s: float
+    wire: Path | None = None
+    wire_record: Path | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -142,7 +150,26 @@ async def run_pair(options: PairOptions, watch: Callable[[Event], None]) -> Pair
 
     Raises:
         DaemonDied: a daemon ended before it had told how the attempt ended.
+        WireError: there can be no network at that path.
     """
+    async with network(options.wire, options.wire_record):
+        return await _run_pair(options, watch)
+
+
+@asynccontextmanager
+async def network(path: Path | None, record: Path | None) -> AsyncIterator[None]:
+    """Inside the block, frames on the wire at `path` are carried and noted, if there is a path."""
+    if path is None or record is None:
+        yield
+        return
+    with record.open("w") as stream:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(WireObserver(path, recorder(stream)).serve)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def _run_pair(options: PairOptions, watch: Callable[[Event], None]) -> PairResult:
     async with daemon("source", options.source_arguments, watch) as source:
         with trio.move_on_after(PROCESS_PATIENCE_S):
             listening = await source.until("listening")
@@ -157,7 +184,8 @@ async def run_pair(options: PairOptions, watch: Callable[[Event], None]) -> Pair
                 raise await died(source)
             await trio.sleep(options.after_s)
             for child in (target, source):
-                child.ask_to_end()
+                if child is target or arrived is None:  # a source that has handed over ends by itself
+                    child.ask_to_end()
             for child in (target, source):
                 if await child.until("ended") is None:
                     raise await died(child)

@@ -18,8 +18,10 @@ from uuid import uuid4
 import attrs
 import trio
 
+from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
+from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
 from migrate.daemon.journal import journal_of_owner, journal_of_stranger
@@ -30,7 +32,7 @@ from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.errors import MachineCreationFailed
 from migrate.releases import Release
-from sim_vmm.guest import GuestProgram, StampGuest, audit_records, read_records, read_stamp
+from sim_vmm.guest import GuestDoesNotFit, GuestProgram, read_heartbeat
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
@@ -175,6 +177,8 @@ class Process:
 
 @attrs.frozen(kw_only=True)
 class SourceOptions:
+    """`wire` is a network, `storage` the directory of the disks; into `artefacts` goes what is left of the machine."""
+
     spec: Spec
     listen: Address
     settings: SourceSettings
@@ -182,12 +186,14 @@ class SourceOptions:
     attached: bool = False
     audited: bool = False
     wire: Path | None = None
+    storage: Path | None = None
+    artefacts: Path | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
 @attrs.frozen(kw_only=True)
 class TargetOptions:
-    """`listen`: be a source in turn, once the machine is here."""
+    """`listen`: be a source in turn, once the machine is here.  The paths are as in `SourceOptions`."""
 
     source: Address
     settings: TargetSettings
@@ -197,6 +203,8 @@ class TargetOptions:
     attached: bool = False
     audited: bool = False
     wire: Path | None = None
+    storage: Path | None = None
+    artefacts: Path | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
@@ -210,7 +218,7 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
     daemons: list[SourceDaemon] = []
 
     async def main(nursery: trio.Nursery) -> None:
-        hypervisor = TrioHypervisor(nursery, wire=options.wire)
+        hypervisor = TrioHypervisor(nursery, wire=options.wire, storage=options.storage)
         listeners = await listen(options.listen)
         machine = await boot(options.spec, options.program, hypervisor, options.settings.release)
         runner = GuestRunner(machine, options.program, nursery)
@@ -222,9 +230,9 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
 
     code = await process.run(main, lambda: daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL)
     if not daemons:  # ended while still booting
-        return code, await finish(None, [], events)
+        return code, await finish(None, [], events, options.artefacts)
     daemon = daemons[0]
-    report = await finish(daemon.runner, daemon.attempts, events)
+    report = await finish(daemon.runner, daemon.attempts, events, options.artefacts)
     in_doubt = daemon.attempts and daemon.attempts[-1].outcome is Outcome.IN_DOUBT
     return (ExitCode.NOT_DONE if code is ExitCode.DONE and in_doubt else code), report
 
@@ -246,7 +254,7 @@ async def run_target_daemon(options: TargetOptions, events: EventLog) -> tuple[E
 
     async def main(nursery: trio.Nursery) -> None:
         listeners = await listen(options.listen) if options.listen is not None else []
-        hypervisor = TrioHypervisor(nursery, audited=options.audited, wire=options.wire)
+        hypervisor = TrioHypervisor(nursery, audited=options.audited, wire=options.wire, storage=options.storage)
         journal = journal_of_stranger()
         source = options.source
         target = TargetDaemon(
@@ -285,7 +293,7 @@ async def run_target_daemon(options: TargetOptions, events: EventLog) -> tuple[E
     code = await process.run(main, cancel_attempt)
     runner = targets[0].hypervisor.runner if targets else None
     attempts = [*(targets[0].attempts if targets else ()), *(sources[0].attempts if sources else ())]
-    report = await finish(runner, attempts, events)
+    report = await finish(runner, attempts, events, options.artefacts)
     return (ExitCode.INTERRUPTED if code is ExitCode.DONE and runner is None else code), report
 
 
@@ -294,7 +302,7 @@ async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
     last, runner = hypervisor.arrived_with, hypervisor.runner
     if last is None or runner is None:
         return
-    while (now := read_stamp(runner.machine.memory)) == last:
+    while (now := read_heartbeat(runner.machine.memory)) == last:
         await trio.lowlevel.checkpoint()
     assert now is not None, "a guest that was there has not gone"
     events.tell("guest resumed", blackout_ms=(now.uptime_ns - last.uptime_ns) / 1e6)
@@ -315,41 +323,33 @@ async def boot(spec: Spec, program: GuestProgram, hypervisor: TrioHypervisor, re
         machine = await hypervisor.create(spec, release.birth(uuid4()))
     except MachineCreationFailed as error:
         raise BadInput(f"this machine cannot be made: {error}") from error
-    program.boot(machine)
+    try:
+        program.boot(machine)
+    except GuestDoesNotFit as error:
+        machine.close()
+        raise BadInput(f"guest program {program.name!r} does not fit this machine: {error}") from error
     machine.start()
     return machine
 
 
-async def finish(runner: GuestRunner | None, attempts: list[AttemptOutcome], events: EventLog) -> dict[str, Any]:
-    """Stop the machine if it is here, and say how everything ended."""
+async def finish(
+    runner: GuestRunner | None, attempts: list[AttemptOutcome], events: EventLog, artefacts: Path | None
+) -> dict[str, Any]:
+    """Stop the machine if it is here, leave its artefacts, and say how everything ended."""
     runs_here = runner is not None and runner.machine.state is MachineState.RUNNING
     report: dict[str, Any] = {
         "outcome": attempts[-1].outcome.value if attempts else "none",
         "runs_here": runs_here,
         "attempts": [attempt.as_json() for attempt in attempts],
-        "guest": guest_facts(runner.machine) if runner is not None else None,
+        "guest": guest_facts(runner.program, runner.machine) if runner is not None else None,
     }
     if runner is not None:
         await runner.stop()
+        if runs_here and artefacts is not None:
+            try:
+                write_artefacts(runner.machine, artefacts)
+            except OSError as error:
+                events.tell("no artefacts", error=str(error))
         runner.machine.close()
     events.tell("ended", runs_here=runs_here, guest=report["guest"])
     return report
-
-
-def guest_facts(machine: Machine) -> dict[str, Any]:
-    """What an independent reader of console and RAM finds of the guest's work."""
-    state = machine.console.export()
-    text = state.beginning + state.rolling
-    audit = audit_records(text)
-    stamp = read_stamp(machine.memory)
-    return {
-        "sequence": stamp.sequence if stamp is not None else None,
-        "stale_pages": StampGuest().stale_pages(machine.memory),
-        "records_acknowledged": stamp.sequence // StampGuest().steps_per_record if stamp is not None else None,
-        "records_found": len(read_records(text)),
-        "records_lost": list(audit.lost),
-        "records_repeated": list(audit.repeated),
-        "records_out_of_order": len(audit.out_of_order),
-        "records_torn": len(audit.torn),
-        "largest_gap_ms": audit.largest_gap_ns / 1e6,
-    }

@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from migrate.daemon.pair import Event, PairResult
+from migrate.rehearsal.ledger import LedgerAudit
 
 CLOCK_TOLERANCE_NS: Final = 20_000_000
 """Both daemons are on one host, so the guest's boot time may differ only by how its two clocks drifted meanwhile."""
@@ -21,10 +22,14 @@ NAMED_MAX: Final = 10
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied."""
+    """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied.
+
+    `ledger` is what a reader made of the artefacts of a `ledger` guest.
+    """
 
     pair: PairResult
     expected_spec: str
+    ledger: LedgerAudit | None = None
 
     def last(self, side: str, name: str) -> Event | None:
         events = self.pair.source if side == "source" else self.pair.target
@@ -109,22 +114,31 @@ def _clock(evidence: Evidence) -> Iterator[str]:
 
 def _records(evidence: Evidence) -> Iterator[str]:
     guest = evidence.guest()
-    if guest is None:
+    records = None if guest is None else guest["records"]
+    if records is None:
         return
     for problem in ("lost", "repeated"):
-        if guest[f"records_{problem}"]:
-            yield f"console records {problem}: {_some(guest[f'records_{problem}'])}"
+        if records[problem]:
+            yield f"console records {problem}: {_some(records[problem])}"
     for problem in ("out_of_order", "torn"):
-        if guest[f"records_{problem}"]:
-            yield f"{guest[f'records_{problem}']} console records are {problem.replace('_', ' ')}"
-    found, printed = guest["records_found"], guest["records_acknowledged"]
-    if not guest["records_lost"] and found < printed:
+        if records[problem]:
+            yield f"{records[problem]} console records are {problem.replace('_', ' ')}"
+    found, printed = records["found"], records["acknowledged"]
+    if not records["lost"] and found < printed:
         yield f"the last console records are lost: {found} of {printed} are there"
 
 
 def _some(numbers: list[int]) -> str:
     more = f" and {len(numbers) - NAMED_MAX} more" if len(numbers) > NAMED_MAX else ""
     return ", ".join(map(str, numbers[:NAMED_MAX])) + more
+
+
+def _ledger(evidence: Evidence) -> Iterator[str]:
+    guest = evidence.guest()
+    if evidence.ledger is not None:
+        yield from evidence.ledger.violations
+    elif guest is not None and guest["program"] == "ledger":
+        yield "the guest kept a ledger, and nothing is left of it to be read"
 
 
 def _stale_pages(evidence: Evidence) -> Iterator[str]:
@@ -163,6 +177,7 @@ CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
     "console history": _console,
     "clock": _clock,
     "guest records": _records,
+    "ledger": _ledger,
     "no stale page": _stale_pages,
     "failed only after resume": _failed_after_resume,
     "orderly end": _orderly_end,

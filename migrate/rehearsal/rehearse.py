@@ -6,6 +6,7 @@ import attrs
 
 from migrate.daemon.pair import Event, PairOptions, run_pair
 from migrate.rehearsal.audit import Evidence, audit
+from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
 from migrate.rehearsal.result import RehearsalResult, assemble
 from migrate.specs import BY_NUMBER
 from migrate.specs.digest import spec_digest
@@ -18,18 +19,26 @@ MIB = 1 << 20
 
 @attrs.frozen(kw_only=True)
 class RehearsalOptions:
-    """`spec` is the machine as it is born; `replacements` are those that the target will apply."""
+    """`spec` is the machine as it is born; `replacements` are those that the target will apply.
+
+    The daemons of `pair` are told to use what `leftovers` says.
+    """
 
     spec: Spec
     replacements: Replacements
     seed: int
     pair: PairOptions
+    leftovers: Leftovers
 
 
 async def run_rehearsal(options: RehearsalOptions, watch: Callable[[Event], None]) -> RehearsalResult:
     """Run both daemons to their ends and judge what they told."""
     pair = await run_pair(options.pair, watch)
-    evidence = Evidence(pair=pair, expected_spec=expected_digest(options.spec, options.replacements))
+    evidence = Evidence(
+        pair=pair,
+        expected_spec=expected_digest(options.spec, options.replacements),
+        ledger=audit_leftovers(options.leftovers, options.spec),
+    )
     return assemble(evidence, audit(evidence), options.spec.board.memory_mb * MIB, options.seed)
 
 

@@ -40,7 +40,6 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
             _all(evidence.pair.source, "attempt ended"), _all(evidence.pair.target, "attempt ended")
         )
     ]
-    guest = evidence.guest()
     resumed = evidence.last("target", "guest resumed")
     return RehearsalResult(
         document={
@@ -51,14 +50,30 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
             "ram_bytes_sent": sum(round_["bytes"] for attempt in attempts for round_ in attempt["rounds"]),
             "guest": {
                 "blackout_ms": None if resumed is None else resumed["blackout_ms"],
-                "records_acknowledged": None if guest is None else guest["records_acknowledged"],
-                "records_found": None if guest is None else guest["records_found"],
+                **_records(evidence),
             },
             "audit": audited.as_json(),
             "faults_fired": [],
             "seed": seed,
         },
     )
+
+
+def _records(evidence: Evidence) -> Json:
+    """Of a ledger, as its reader found them; else of the console.  `away_ms` is as clock, console and wire have it."""
+    ledger, guest = evidence.ledger, evidence.guest()
+    if ledger is not None:
+        return {
+            "records_acknowledged": ledger.acknowledged,
+            "records_found": ledger.found,
+            "away_ms": {
+                "clock": ledger.away_by_clock_ms,
+                "console": ledger.away_by_console_ms,
+                "wire": ledger.away_by_wire_ms,
+            },
+        }
+    records = {} if guest is None else guest["records"] or {}
+    return {"records_acknowledged": records.get("acknowledged"), "records_found": records.get("found"), "away_ms": None}
 
 
 def _all(events: list[Event], name: str) -> list[Event]:

@@ -29,7 +29,6 @@ from sim_vmm.devices.pci_config import (
     CAPABILITY_VENDOR,
     COMMAND,
     MSIX_CONTROL_OFFSET,
-    VENDOR_ID,
 )
 from sim_vmm.drivers import DriverFailed
 from sim_vmm.integers import U32_MAX
@@ -37,7 +36,6 @@ from sim_vmm.spec import PciPath
 
 #: Where port BARs are placed: the first free place of this range that is wide enough.
 PORTS: Final = range(0x1000, 0x1_0000)
-NOBODY: Final = 0xFFFF
 #: The halves of a table entry behind the address: the data, and the mask.
 ENTRY_DATA: Final = 8
 ENTRY_CONTROL: Final = 12
@@ -135,12 +133,12 @@ class PciSlot:
         return mask & -mask
 
     def _free_ports(self, size: int) -> int:
+        """Ports that no function has, on whatever PCI bus: there is one range of ports for all."""
         taken = set()
-        for number in range(32 * 8):
-            other = PciSlot(self.bus, PciPath(self.path.bus, number >> 3, number & 7))
-            if other.read(VENDOR_ID, 2) != NOBODY:
-                bars = (other.read(BAR_0 + 4 * bar, 4) for bar in range(BAR_COUNT))
-                taken |= {(bar & ~0x3) // size for bar in bars if bar & BAR_IS_PORTS}
+        for path in self.bus.functions:
+            other = PciSlot(self.bus, path)
+            bars = (other.read(BAR_0 + 4 * bar, 4) for bar in range(BAR_COUNT))
+            taken |= {(bar & ~0x3) // size for bar in bars if bar & BAR_IS_PORTS}
         for ports in range(-(-PORTS.start // size) * size, PORTS.stop, size):
             if ports // size not in taken:
                 return ports

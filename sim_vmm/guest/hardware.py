@@ -5,14 +5,13 @@ takes a virtio disk before an NVMe disk, then the one with the most blocks; then
 """
 
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 import attrs
 
 from sim_vmm.bus import config_address
 from sim_vmm.devices.nvme.layout import Status
-from sim_vmm.devices.pci_config import REVISION, VENDOR_ID
+from sim_vmm.devices.pci_config import REVISION
 from sim_vmm.devices.virtio_disk import SECTOR_BYTES, STATUS_OK
 from sim_vmm.drivers import DRIVER_AREA_BYTES, DRIVERS_MAX, driver_area, driver_vector
 from sim_vmm.drivers.fw_cfg import FwCfgDriver
@@ -30,7 +29,6 @@ from sim_vmm.spec import PciPath
 CLASS_VIRTIO_DISK: Final = 0x010000
 CLASS_NVME: Final = 0x010802
 CLASS_NIC: Final = 0x020000
-NOBODY: Final = 0xFFFF
 
 
 @attrs.frozen
@@ -42,12 +40,13 @@ class Slot:
     class_code: int
 
 
-def slots(machine: Machine) -> Iterator[Slot]:
+def slots(machine: Machine) -> list[Slot]:
     """The PCI devices that have a driver's memory and vectors."""
-    for index, path in enumerate(list(machine.pci_paths.values())[:DRIVERS_MAX]):
-        config = config_address(path)
-        if machine.bus.read(config + VENDOR_ID, 2) != NOBODY:
-            yield Slot(index, path, machine.bus.read(config + REVISION, 4) >> 8)
+    return [_slot(machine, index, path) for index, path in enumerate(machine.pci_paths.values()) if index < DRIVERS_MAX]
+
+
+def _slot(machine: Machine, index: int, path: PciPath) -> Slot:
+    return Slot(index, path, machine.bus.read(config_address(path) + REVISION, 4) >> 8)
 
 
 def check_room(machine: Machine, layout: SystemLayout) -> None:
@@ -71,7 +70,7 @@ def probe_peripherals(machine: Machine, layout: SystemLayout) -> Chosen:
     check_room(machine, layout)
     UartDriver(machine.bus).probe()
     FwCfgDriver(machine).files()
-    found = list(slots(machine))
+    found = slots(machine)
     writable = []
     for slot in found:
         if slot.class_code in DISKS:
@@ -96,14 +95,14 @@ def open_peripherals(machine: Machine, chosen: Chosen) -> Peripherals:
 
 def open_all(machine: Machine) -> tuple[list[Disk], list[Nic]]:
     """Every disk, read-only ones too, and every NIC."""
-    found = list(slots(machine))
+    found = slots(machine)
     disks = [DISKS[slot.class_code](machine, slot.index) for slot in found if slot.class_code in DISKS]
     return list(disks), [NicAdapter(machine, slot.index) for slot in found if slot.class_code == CLASS_NIC]
 
 
 def disk_in(machine: Machine, index: int) -> Disk:
     """The disk in a slot, whose driver has been set up."""
-    slot = next(slot for slot in slots(machine) if slot.index == index)
+    slot = _slot(machine, index, list(machine.pci_paths.values())[index])
     return DISKS[slot.class_code](machine, index)
 
 

@@ -4,6 +4,9 @@ With a cache, a completed write may be here only, until the guest flushes, the c
 a pause writes everything back, because nothing of a cache travels.  Without one, a completed write is on the medium:
 then the guest need not flush at all (instance-specs §10), so a machine that lost the `false` in its spec on the way
 would lose its guest's data at the next power cut.
+
+The first write goes to the backend at once, though not to its medium: whether a disk has been written to decides
+whether its machine may migrate (sim_vmm/storage.py), and that must be known before the pause.
 """
 
 from typing import Final
@@ -20,13 +23,16 @@ class WriteCache:
     def __init__(self, backend: BlockBackend) -> None:
         self.backend = backend
         self._blocks: dict[int, bytes] = {}
+        self._is_written = False
+        self._is_flushed = True
 
     @property
-    def is_empty(self) -> bool:
-        return not self._blocks
+    def is_flushed(self) -> bool:
+        """Whether all that was written is on the medium."""
+        return self._is_flushed
 
     def read(self, offset: int, length: int) -> bytes:
-        if self.is_empty:
+        if not self._blocks:
             return self.backend.read(offset, length)
         size = self.backend.block_size
         data = bytearray(self.backend.read(offset, length))
@@ -38,6 +44,11 @@ class WriteCache:
 
     def write(self, offset: int, data: bytes) -> None:
         """Keep `data` here for now."""
+        self._is_flushed = False
+        if not self._is_written:
+            self.backend.write(offset, data)
+            self._is_written = True
+            return
         size = self.backend.block_size
         for start in range(0, len(data), size):
             self._blocks[offset + start] = data[start : start + size]
@@ -49,11 +60,13 @@ class WriteCache:
         self._write_back()
         self.backend.write(offset, data)
         self.backend.flush()
+        self._is_written = self._is_flushed = True
 
     def flush(self) -> None:
-        """On return all that was written is on the medium.  After an error it is still here, to be tried again."""
+        """On return all that was written is on the medium.  After an error it can be tried again."""
         self._write_back()
         self.backend.flush()
+        self._is_flushed = True
 
     def _write_back(self) -> None:
         run: list[bytes] = []

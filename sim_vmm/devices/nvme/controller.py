@@ -120,7 +120,7 @@ class Nvme(PciDevice):
             self._queues.clear()
         else:
             self._registers.change(value)
-        if value & CC_SHUTDOWN and not self.cache.is_empty:
+        if value & CC_SHUTDOWN and not self.cache.is_flushed:
             self._shut_down()
         self._registers.finish_shutdown()
         self._derive()
@@ -172,7 +172,7 @@ class Nvme(PciDevice):
 
     def quiesce(self) -> None:
         """Raises OSError if the backend does not take what is in the write cache; then the machine must not go."""
-        if not self.cache.is_empty:
+        if not self.cache.is_flushed:
             self.cache.flush()
 
     def _serve(self, sqs: list[SubmissionQueue]) -> None:
