@@ -9,7 +9,8 @@ many writes were done, so a program object in another process goes on with the s
 which page missed its last write.
 
 The rate is kept by the guest's own clock: a step does what has become due since the last one, to the fraction of a
-page.  Time beyond `STEP_NS_MAX` is forgotten, so a guest that was away does not make up for it in a burst.
+page.  Time beyond `STEP_NS_MAX` is forgotten, so a guest that was away does not make up for it in a burst; so are
+writes beyond `STEP_WRITES_MAX`, which no host of ours would keep up with.
 """
 
 import re
@@ -31,6 +32,8 @@ STEP_NS_MAX: Final = 20_000_000
 """Four steps of a daemon: beyond this the guest was away, not late."""
 FIRST_PAGE: Final = 16
 """Below lie the program's state and what firmware keeps for itself."""
+STEP_WRITES_MAX: Final = 8192
+"""32 MiB a step, 6 GiB a second at a daemon's pace: a step must not keep the daemon from everything else."""
 WRITES_AT_ONCE: Final = 1024
 REPLAY_WRITES: Final = 1 << 16
 
@@ -118,6 +121,7 @@ class DirtyGuest:
         now = machine.clock.uptime_ns()
         due = state.owed + min(max(now - state.uptime_ns, 0), STEP_NS_MAX) * state.rate
         writes, state.owed = divmod(due, PAGE_SIZE * NS_PER_S)
+        writes = min(writes, STEP_WRITES_MAX)
         for first in range(state.writes, state.writes + writes, WRITES_AT_ONCE):
             count = min(WRITES_AT_ONCE, state.writes + writes - first)
             pages, numbers = _last_writes(state.set_pages, first, count)
@@ -179,8 +183,7 @@ def _last_writes(set_pages: int, first: int, count: int) -> tuple[npt.NDArray[np
     """The pages that those writes go to, each once, and the number of the last write to it."""
     pages = pages_written(set_pages, first, count)
     found, from_end = np.unique(pages[::-1], return_index=True)
-    numbers = np.uint64(first + count - 1) - from_end.astype(np.uint64)
-    return found, numbers
+    return found, (first + count - 1 - from_end).astype(np.uint64)
 
 
 def _contents(numbers: _Words) -> npt.NDArray[np.uint8]:

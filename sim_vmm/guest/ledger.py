@@ -100,15 +100,15 @@ class LedgerState:
 
 @attrs.frozen(kw_only=True)
 class LedgerGuest:
-    """See the module.  `seed` makes the RAM that looks used; a step does at most `moves_per_step` phases.
+    """See the module.  `seed` makes the RAM that looks used; a step does at most `moves_per_step` moves, a phase each.
 
-    Seven of them, because a record takes six or eight: a machine is then paused in every phase sooner or later.
+    A record takes seven moves or nine, so with five a step the machine is paused in every phase sooner or later.
     """
 
     name: ClassVar[str] = "ledger"
     seed: int = 0
     flush_every: int = 8
-    moves_per_step: int = 7
+    moves_per_step: int = 5
     probe: Callable[[Machine, SystemLayout], Chosen] = probe_peripherals
     open: Callable[[Machine, Chosen], Peripherals] = open_peripherals
 
@@ -154,8 +154,7 @@ class LedgerGuest:
         assert state is not None, "this machine was not booted with the ledger guest"
         turn = _Turn(machine, state, self.open(machine, Chosen(state.disk_slot, state.nic_slot)))
         for _ in range(state.moves_per_step):
-            turn.take_interrupts()
-            if not turn.move():
+            if not turn.take_interrupts() and not turn.move():
                 break
         state.steps += 1
         state.uptime_ns = machine.clock.uptime_ns()
@@ -170,13 +169,14 @@ class _Turn:
     state: LedgerState
     around: Peripherals
 
-    def take_interrupts(self) -> None:
-        """Serve the devices that have interrupted."""
-        if self.around.disk is not None:
-            for completion in self.around.disk.poll():
-                self._completed(completion)
+    def take_interrupts(self) -> bool:
+        """Serve the devices that have interrupted; whether the record has gone on by that."""
         if self.around.nic is not None:
             self.around.nic.poll()
+        completions = [] if self.around.disk is None else self.around.disk.poll()
+        for completion in completions:
+            self._completed(completion)
+        return bool(completions)
 
     def _completed(self, completion: Completion) -> None:
         phase = self._phase
