@@ -77,6 +77,37 @@ def compare(
     )
 
 
+@attrs.frozen(kw_only=True)
+class Allowance:
+    """Work that has to be done within `allowed_s`, as a guest waits for it; the ratio is the allowance over ours."""
+
+    path: str
+    ours_s: float
+    allowed_s: float
+    runs: int
+    limit: float = 1.0
+
+    @property
+    def ratio(self) -> float:
+        return self.allowed_s / self.ours_s
+
+    def __str__(self) -> str:
+        verdict = "" if self.ratio >= self.limit else "   below the limit"
+        return (
+            f"{self.path}\n  ratio {self.ratio:.2f} (limit {self.limit:g}){verdict}\n"
+            f"  {self.ours_s * 1e3:.2f} ms of the {self.allowed_s * 1e3:g} ms allowed; median of {self.runs} runs"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "ratio": self.ratio}
+
+
+def within(path: str, work: Callable[[], object], allowed_s: float, runs: int = 21) -> Allowance:
+    """Time `work`, warm, against what it is allowed to take."""
+    work()
+    return Allowance(path=path, ours_s=median(seconds(work, 1) for _ in range(runs)), allowed_s=allowed_s, runs=runs)
+
+
 def seconds(work: Callable[[], object], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
