@@ -8,6 +8,7 @@ to fail: see `Fault`.  After every step the world itself checks that the machine
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from enum import StrEnum
 from typing import Any, Final, Self
+from uuid import UUID
 
 import attrs
 
@@ -31,6 +32,7 @@ from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.frames import HEADER, decode_body, decode_header, encode_frame
 from migrate.protocol.messages import Failure, Message, RamBatch, Role
 from migrate.releases import NEWEST, builtin_releases
+from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram, StampGuest
@@ -46,6 +48,7 @@ NS_PER_BYTE: Final = 1
 WALL: Final = 1_700_000_000 * 10**9
 RELEASE: Final = builtin_releases()[NEWEST]
 MACHINE_NAME: Final = "web-server"
+VM_ID: Final = UUID(int=0x5EED)
 
 #: An engine or a part of one.
 Engine = Coroutine["Until", None, Any]
@@ -278,6 +281,7 @@ class SteppedGuest:
         is_due = self.steps_left > CALM_STEPS or self.ticks % CALM_TICKS == 0
         if self.machine.state is MachineState.RUNNING and self.steps_left > 0 and is_due:
             self.steps_left -= 1
+            self.machine.poll()
             self.program.step(self.machine)
 
     async def pause(self) -> None:
@@ -300,8 +304,8 @@ class Target:
     facts_at_start: "Facts | None" = None
     result: Any = None
 
-    async def create(self, spec: Spec) -> Machine:
-        machine = Machine.create(spec, host_clock=self.world.target_clock, counters=self.world.counters)
+    async def create(self, spec: Spec, birth: Birth) -> Machine:
+        machine = Machine.create(spec, host_clock=self.world.target_clock, counters=self.world.counters, birth=birth)
         self.made.append(machine)
         return machine
 
@@ -358,7 +362,10 @@ class World:
         self.target_clock = ManualClock(monotonic=77 * 10**9, wall=WALL)
         self.counters = InjectionCounters()
         machine = Machine.create(
-            spec or make_spec(EVERY_DEVICE, memory_mb=2), host_clock=self.source_clock, counters=self.counters
+            spec or make_spec(EVERY_DEVICE),
+            host_clock=self.source_clock,
+            counters=self.counters,
+            birth=RELEASE.birth(VM_ID),
         )
         self.guest = SteppedGuest(machine, self, steps)
         machine.start()

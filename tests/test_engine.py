@@ -20,6 +20,7 @@ from migrate.errors import (
     PeerFailed,
     Refused,
     RemoteProtocolError,
+    StateRefused,
     TimeDataError,
 )
 from migrate.protocol.messages import (
@@ -43,12 +44,13 @@ from migrate.protocol.messages import (
     Welcome,
 )
 from migrate.releases import builtin_releases
+from sim_vmm.birth import Birth
 from sim_vmm.guest import StampGuest, audit_records
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 from sim_vmm.spec.components import MigrationFailureInjector, SerialNumber, SerialPort
-from tests.engine_world import MACHINE_NAME, RELEASE, DiskFull, Facts, MemoryLink, Tamper, Target, World
+from tests.engine_world import MACHINE_NAME, RELEASE, VM_ID, DiskFull, Facts, MemoryLink, Tamper, Target, World
 from tests.machines import COM1, make_spec
 
 
@@ -77,6 +79,7 @@ def test_the_machine_arrives_as_it_left(world: World, migrated: Target) -> None:
     assert arrived.uptime_ns == left.uptime_ns
     assert arrived.tsc == left.tsc
     assert migrated.made[0].spec == world.machine.spec
+    assert migrated.made[0].birth == world.machine.birth == RELEASE.birth(VM_ID)
 
 
 def test_the_guest_ran_while_its_memory_was_copied_and_misses_no_write(world: World, migrated: Target) -> None:
@@ -201,14 +204,14 @@ def test_a_refusal_comes_before_any_page_and_any_pause(world: World) -> None:
 
 def test_a_host_that_cannot_make_the_machine_refuses_with_its_reason(world: World) -> None:
     class FullHost(Target):
-        async def create(self, spec: Spec) -> Machine:
-            raise MachineCreationFailed("no memory is left for 2 MiB of guest RAM")
+        async def create(self, spec: Spec, birth: Birth) -> Machine:
+            raise MachineCreationFailed("no memory is left for 4 MiB of guest RAM")
 
     target = FullHost(world, world.new_target().journal)
     error = world.migrate(target)
     assert isinstance(error, Refused)
     assert [reason.message for reason in error.reasons] == [
-        "host: machine is no memory is left for 2 MiB of guest RAM; needed: a host that can make it"
+        "host: machine is no memory is left for 4 MiB of guest RAM; needed: a host that can make it"
     ]
     assert_undone(world, target, error)
 
@@ -254,7 +257,7 @@ FAILS_ONCE = {
 
 @pytest.mark.parametrize(("what", "side"), [("export", "source"), ("import", "target")])
 def test_a_device_that_fails_is_reported_to_the_other_side_and_a_retry_works(what: str, side: str) -> None:
-    with World(spec=make_spec({**COM1, "injector": FAILS_ONCE[what]}, memory_mb=1)) as world:
+    with World(spec=make_spec({**COM1, "injector": FAILS_ONCE[what]})) as world:
         target = world.new_target()
         error = world.migrate(target)
         first, heard = (error, target.result) if side == "source" else (target.result, error)
@@ -270,14 +273,14 @@ def test_a_device_that_fails_is_reported_to_the_other_side_and_a_retry_works(wha
 
 
 def test_the_guest_runs_again_before_the_peer_hears_of_the_failure() -> None:
-    with World(spec=make_spec({**COM1, "injector": FAILS_ONCE["export"]}, memory_mb=1)) as world:
+    with World(spec=make_spec({**COM1, "injector": FAILS_ONCE["export"]})) as world:
         world.migrate(world.new_target())
         assert world.events.index("source resumes") < world.events.index("source sends Failure")
 
 
 def test_a_component_key_that_no_message_can_carry_is_an_obstacle() -> None:
     long = "k" * 129
-    with World(spec=make_spec({**COM1, long: SerialPort(SerialNumber.COM2)}, memory_mb=1)) as world:
+    with World(spec=make_spec({**COM1, long: SerialPort(SerialNumber.COM2)})) as world:
         target = world.new_target()
         error = world.migrate(target)
         assert isinstance(error, Refused)
@@ -333,7 +336,11 @@ Peer = Callable[[MemoryLink], "object"]
 
 PEERS = [
     (_accepts_what_was_not_offered, RemoteProtocolError, "accepted spec version 99, which was not offered"),
-    (_imports_nothing, DeviceStateError, "is known to both sides"),
+    (
+        _imports_nothing,
+        StateRefused,
+        "com2: uart-16550 is no common payload version; needed: a target that knows uart-16550 v1",
+    ),
     (_receipts_for_another_round, RemoteProtocolError, "a receipt for round 7 after round 0"),
     (_knows_no_version_of_ours, Refused, "needed: one of 1"),
 ]
@@ -382,7 +389,7 @@ def test_an_answer_for_another_generation_is_no_promise(world: World) -> None:
 
 
 def test_the_preamble_is_refused_by_the_source_itself_if_the_target_accepts_over_its_obstacles() -> None:
-    with World(spec=make_spec({**COM1, "k" * 129: SerialPort(SerialNumber.COM2)}, memory_mb=1)) as world:
+    with World(spec=make_spec({**COM1, "k" * 129: SerialPort(SerialNumber.COM2)})) as world:
         link = world.connect()
 
         async def accepts_anything() -> None:
@@ -450,11 +457,16 @@ LIES: list[tuple[str, Tamper, type[MigrationError], str]] = [
     ("time before birth", instead(TimeOfDay, changed(boot_hrtime=2**62)), TimeDataError, "a negative uptime"),
     ("a stranger", instead(DeviceState, changed(device="gpu")), DeviceStateError, "gpu"),
     ("garbage", instead(DeviceState, with_first_payload(data=b"\xff")), DeviceStateError, "at byte 0"),
-    ("an unknown schema", instead(DeviceState, with_first_payload(version=99)), DeviceStateError, "v99 is unknown"),
+    (
+        "an unknown schema",
+        instead(DeviceState, with_first_payload(version=99)),
+        DeviceStateError,
+        "nvme-ctrl v99 has arrived, and the target (r6) knows versions 2, 1 of it",
+    ),
     ("half a device", instead(DeviceState, changed(payloads=())), DeviceStateError, "boot"),
     ("each device twice", instead(DeviceState, same, same), RemoteProtocolError, "more states than the machine's"),
-    ("no device", instead(DeviceState), RemoteProtocolError, "sent 7 devices; 0 arrived"),
-    ("a device too many", instead(DevicesEnd, changed(devices=8)), RemoteProtocolError, "sent 8 devices; 7 arrived"),
+    ("no device", instead(DeviceState), RemoteProtocolError, "sent 10 devices; 0 arrived"),
+    ("a device too many", instead(DevicesEnd, changed(devices=11)), RemoteProtocolError, "sent 11 devices; 10 arrived"),
     (
         "less console than it says",
         instead(ServerState, changed(total_bytes=10**6)),

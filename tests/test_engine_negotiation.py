@@ -1,6 +1,7 @@
 """Preamble and verdict: everything that stands in the way is said at once, and nothing unknown is read."""
 
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import attrs
 import pytest
@@ -8,20 +9,21 @@ import pytest
 from migrate import cbor
 from migrate.engine.negotiation import (
     Acceptable,
-    NoCommonPayload,
-    chooser,
     judge,
-    payload_choice,
     preamble_of,
     why_not_newer,
 )
-from migrate.protocol.messages import DeviceExports, Extent, KindVersions, Preamble
+from migrate.engine.payload_choice import NoCommonPayload, chooser, common_versions, not_representable
+from migrate.protocol.messages import DeviceExports, Extent, KindExports, KindVersions, MachineBirth, Preamble
 from migrate.reasons import Reason
 from migrate.releases import Release, builtin_releases
 from migrate.specs import BY_NUMBER
 from migrate.specs.digest import spec_digest
 from migrate.specs.offer import Variant, Withheld, offer, variants_of, withheld_of
 from migrate.specs.replacements import Replacements
+from sim_vmm.birth import Interface
+from sim_vmm.devices.errors import StateNotRepresentable
+from sim_vmm.guest import StampGuest
 from sim_vmm.machine import Machine
 from sim_vmm.payloads import Schema
 from sim_vmm.spec import PciPath, Spec, SpecKey
@@ -36,6 +38,7 @@ from sim_vmm.spec.components import (
 )
 from tests.machines import COM1, EVERY_DEVICE, MIB, make_machine, make_spec
 
+VM_ID = UUID(int=0x5EED)
 R1, R2, R3, R6 = (builtin_releases()[name] for name in ("r1", "r2", "r3", "r6"))
 
 CRUCIBLE: dict[str, Component] = {
@@ -52,6 +55,7 @@ def preamble_for(spec: Spec, *, memory_mb: int | None = None) -> Preamble:
     length = (spec.board.memory_mb if memory_mb is None else memory_mb) * MIB
     return Preamble(
         machine="m",
+        birth=MachineBirth(release="r6", vm_id=VM_ID.bytes, shows=tuple(sorted(Interface))),
         spec_digest=spec_digest(spec),
         variants=variants_of(entries),
         withheld=withheld_of(entries),
@@ -85,6 +89,13 @@ def messages(preamble: Preamble, release: Release = R6, replacements: Replacemen
 
 # The preamble
 
+VCPU = ["bhyve-x86-vcpu-runstate", "bhyve-x86-vcpu-gpregs", "bhyve-x86-lapic"]
+
+
+def kinds_of(preamble: Preamble) -> dict[tuple[str, str], KindExports]:
+    """What is offered for each payload, by device and kind."""
+    return {(device.device, kind.kind): kind for device in preamble.exports for kind in device.payloads}
+
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
@@ -106,8 +117,31 @@ def test_a_preamble_holds_everything_that_the_target_has_to_know(machine: Machin
         "com1": ["uart-16550"],
         "com2": ["uart-16550"],
         "nic": ["pci-virtio", "pci-device", "pci-virtio-viona"],
+        "pci-piix3-lpc": ["bhyve-rtc"],
         "qemu-fwcfg": ["qemu-fwcfg"],
+        "vcpu-0": VCPU,
+        "vcpu-1": VCPU,
     }
+
+
+def test_every_version_that_carries_the_state_is_offered_and_what_others_would_lose_is_said(machine: Machine) -> None:
+    fresh = kinds_of(preamble_of(machine, R6, "m"))
+    assert fresh["nic", "pci-virtio"] == KindExports(kind="pci-virtio", versions=(3, 2, 1), withheld=())
+    assert fresh["nic", "pci-virtio-viona"] == KindExports(kind="pci-virtio-viona", versions=(1, 0), withheld=())
+    StampGuest().boot(machine)
+    used = kinds_of(preamble_of(machine, R6, "m"))["nic", "pci-virtio"]
+    assert used.versions == (3, 2)
+    assert [(why.version, [(reason.component, reason.field) for reason in why.reasons]) for why in used.withheld] == [
+        (1, [("nic", "pci-virtio.device.negotiated_features")])
+    ]
+
+
+@pytest.mark.parametrize("release", [R1, R2, R3, R6], ids=["r1", "r2", "r3", "r6"])
+def test_what_a_machine_shows_its_guest_travels_in_the_preamble(release: Release) -> None:
+    birth = release.birth(VM_ID)
+    with make_machine(birth=birth) as machine:
+        preamble = preamble_of(machine, R6, "m")
+    assert accepted(preamble).birth == birth
 
 
 def test_a_release_offers_only_versions_that_it_knows(machine: Machine) -> None:
@@ -116,15 +150,16 @@ def test_a_release_offers_only_versions_that_it_knows(machine: Machine) -> None:
 
 def test_a_payload_that_the_source_itself_cannot_write_is_an_obstacle(machine: Machine) -> None:
     mute = attrs.evolve(R6, name="mute", payloads={**R6.payloads, "uart-16550": (), "nvme-ctrl": (1,)})
+    StampGuest().boot(machine)
     preamble = preamble_of(machine, mute, "m")
     assert [reason.message for reason in preamble.obstacles] == [
-        "boot: nvme-ctrl is payload version 2; needed: a version that both sides know; "
+        "boot: nvme-ctrl.dbbuf_shadow is 0x105000; needed: nvme-ctrl version 2 or newer",
+        "com1: uart-16550 is payload version none; needed: a version that both sides know; "
         "release mute, which exports it, knows no version",
-        "com1: uart-16550 is payload version 1; needed: a version that both sides know; "
-        "release mute, which exports it, knows no version",
-        "com2: uart-16550 is payload version 1; needed: a version that both sides know; "
+        "com2: uart-16550 is payload version none; needed: a version that both sides know; "
         "release mute, which exports it, knows no version",
     ]
+    assert judge(preamble, R6, {}) == preamble.obstacles, "each is said once"
 
 
 def test_a_key_that_no_message_can_carry_is_an_obstacle_and_is_not_exported() -> None:
@@ -133,7 +168,7 @@ def test_a_key_that_no_message_can_carry_is_an_obstacle_and_is_not_exported() ->
     assert [(reason.field, reason.have, reason.need) for reason in preamble.obstacles] == [
         ("key", "129 characters long", "a component key of at most 128 characters")
     ]
-    assert [device.device for device in preamble.exports] == ["com1", "qemu-fwcfg"]
+    assert [device.device for device in preamble.exports] == ["com1", "pci-piix3-lpc", "qemu-fwcfg", "vcpu-0", "vcpu-1"]
 
 
 # A verdict that is yes
@@ -172,12 +207,15 @@ def test_replacements_are_in_the_machine_that_is_made_and_not_in_the_digest() ->
 
 def with_exports(*kinds: tuple[str, tuple[int, ...]]) -> tuple[DeviceExports, ...]:
     return tuple(
-        DeviceExports(device=f"device-{index}", payloads=(KindVersions(kind=kind, versions=versions),))
+        DeviceExports(device=f"device-{index}", payloads=(KindExports(kind=kind, versions=versions, withheld=()),))
         for index, (kind, versions) in enumerate(kinds)
     )
 
 
 OBSTACLE = Reason(component="vsock", field="type", have="virtio_socket", need="a machine without it")
+NINE_QUEUES = Reason(
+    component="nic", field="pci-virtio.queues.ring", have="packed", need="pci-virtio version 9 or newer"
+)
 
 REFUSALS: list[tuple[str, Callable[[], Preamble], Replacements, list[str]]] = [
     (
@@ -201,7 +239,7 @@ REFUSALS: list[tuple[str, Callable[[], Preamble], Replacements, list[str]]] = [
         {},
         [
             "device-0: pci-virtio is payload version 9; needed: a version that both sides know; the target (r6) knows "
-            "versions 3"
+            "versions 3, 2, 1"
         ],
     ),
     (
@@ -210,7 +248,42 @@ REFUSALS: list[tuple[str, Callable[[], Preamble], Replacements, list[str]]] = [
         {},
         [
             "device-0: pci-virtio is payload version none; needed: a version that both sides know; the target (r6) "
-            "knows versions 3"
+            "knows versions 3, 2, 1"
+        ],
+    ),
+    (
+        "a payload in versions too new, while the target's lose something",
+        lambda: attrs.evolve(
+            PREAMBLE,
+            exports=(
+                DeviceExports(
+                    device="nic",
+                    payloads=(
+                        KindExports(
+                            kind="pci-virtio",
+                            versions=(9,),
+                            withheld=(
+                                Withheld(version=8, reasons=(OBSTACLE,)),
+                                Withheld(version=3, reasons=(NINE_QUEUES,)),
+                                Withheld(version=2, reasons=(OBSTACLE,)),
+                            ),
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        {},
+        [NINE_QUEUES.message],
+    ),
+    (
+        "a machine that shows its guest what the target cannot show",
+        lambda: attrs.evolve(
+            PREAMBLE, birth=attrs.evolve(PREAMBLE.birth, release="r9", shows=("modern-virtio", "telepathy"))
+        ),
+        {},
+        [
+            "machine: birth is 'telepathy', shown to the guest since it was born on release 'r9'; needed: a target "
+            "that can show it too"
         ],
     ),
     (
@@ -356,22 +429,41 @@ def test_a_document_that_has_been_tampered_with_never_makes_another_machine() ->
 # Payload versions
 
 
-def test_the_newest_payload_version_that_both_know_is_exported() -> None:
+def test_the_newest_payload_version_that_both_know_is_exported(machine: Machine) -> None:
     ours = attrs.evolve(R6, payloads={"pci-virtio": (3, 2, 1), "nvme-ctrl": (2,)})
     theirs = (
         KindVersions(kind="pci-virtio", versions=(1, 2)),
         KindVersions(kind="nvme-ctrl", versions=(1,)),
         KindVersions(kind="gpu-state", versions=(5,)),
     )
-    common = payload_choice(ours, theirs)
+    common = common_versions(ours, theirs)
     assert common == {"pci-virtio": (2, 1), "nvme-ctrl": (), "gpu-state": ()}
     choose = chooser(common)
-    virtio = tuple(Schema("pci-virtio", version) for version in (3, 2, 1))
-    assert choose("nic", virtio) == Schema("pci-virtio", 2)
-    with pytest.raises(NoCommonPayload, match="device 'disk': no version of nvme-ctrl is known to both sides"):
-        choose("disk", (Schema("nvme-ctrl", 2),))
+    virtio, _, viona = machine.devices["nic"].places()
+    assert choose(virtio) == Schema("pci-virtio", 2)
+    assert choose(viona) is None, "an optional payload that says nothing is left out where nobody would know it"
+    with pytest.raises(NoCommonPayload, match="device 'boot': no version of nvme-ctrl is known to both sides"):
+        choose(machine.devices["boot"].places()[0])
     with pytest.raises(NoCommonPayload, match="no version of uart-16550"):
-        choose("com1", (Schema("uart-16550", 1),))
+        choose(machine.devices["com1"].places()[0])
+
+
+def test_state_that_no_common_version_carries_is_refused_with_all_of_it(machine: Machine) -> None:
+    """What came about since the preamble: all places are looked at, whatever stands in the way of the first."""
+    common = common_versions(R6, (KindVersions(kind=kind, versions=versions) for kind, versions in R1.payloads.items()))
+    assert list(not_representable(machine, common)) == []
+    StampGuest().boot(machine)
+    assert [(reason.component, reason.field) for reason in not_representable(machine, common)] == [
+        ("boot", "nvme-ctrl.dbbuf_shadow"),
+        ("cloud-init", "pci-virtio.device.negotiated_features"),
+        ("nic", "pci-virtio.device.negotiated_features"),
+    ]
+    with pytest.raises(StateNotRepresentable, match=r"nvme-ctrl version 2 or newer"):
+        machine.preflight(chooser(common))
+    del common["uart-16550"]
+    assert "com1: uart-16550 is no common payload version; needed: a target that knows uart-16550 v1" in [
+        reason.message for reason in not_representable(machine, common)
+    ]
 
 
 def test_people_are_told_why_no_newer_version_was_taken() -> None:

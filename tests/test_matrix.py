@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from migrate.cli import run
+from migrate.cli.app import run
 from migrate.engine import source as engine
 from migrate.engine.dry_run import Trial, Verdict, trial
 from migrate.errors import DeviceStateError, PeerFailed, Refused, StateRefused

@@ -77,7 +77,7 @@ class Acceptable:
 def judge(preamble: Preamble, release: Release, replacements: Replacements) -> Acceptable | tuple[Reason, ...]:
     """The verdict of a target whose build is `release`: the machine to make, or every reason why not."""
     birth = _birth_of(preamble)
-    reasons = [*preamble.obstacles, *not_importable(preamble.exports, release)]
+    reasons = [*preamble.obstacles, *not_importable(preamble.exports, release, preamble.obstacles)]
     if isinstance(birth, Reason):
         reasons.append(birth)
     variant = choose(preamble.variants, release.specs)

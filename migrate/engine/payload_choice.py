@@ -85,12 +85,17 @@ def not_exportable(exports: Iterable[DeviceExports], release: Release) -> Iterat
 # What a target says
 
 
-def not_importable(exports: Iterable[DeviceExports], release: Release) -> Iterator[Reason]:
-    """The payloads of which a target of this release can import no version that carries their state."""
+def not_importable(exports: Iterable[DeviceExports], release: Release, obstacles: Iterable[Reason]) -> Iterator[Reason]:
+    """The payloads of which a target of this release can import no version that carries their state.
+
+    Those that `obstacles`, the source's own, name already are not named again.
+    """
+    explained = {(obstacle.component, obstacle.field.partition(".")[0]) for obstacle in obstacles}
     for device in exports:
         for offered in device.payloads:
             known = release.payloads.get(offered.kind, ())
-            if offered.versions and not {*known, LEFT_OUT} & set(offered.versions):
+            is_explained = not offered.versions and (device.device, offered.kind) in explained
+            if not is_explained and not {*known, LEFT_OUT} & set(offered.versions):
                 yield _no_version(device.device, offered, known, f"the target ({release.name})")
 
 
