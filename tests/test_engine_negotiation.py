@@ -450,7 +450,8 @@ def test_the_newest_payload_version_that_both_know_is_exported(machine: Machine)
 
 def test_state_that_no_common_version_carries_is_refused_with_all_of_it(machine: Machine) -> None:
     """What came about since the preamble: all places are looked at, whatever stands in the way of the first."""
-    common = common_versions(R6, (KindVersions(kind=kind, versions=versions) for kind, versions in R1.payloads.items()))
+    imports = (KindVersions(kind=kind, versions=versions) for kind, versions in R1.payloads.items())
+    common = dict(common_versions(R6, imports))
     assert list(not_representable(machine, common)) == []
     StampGuest().boot(machine)
     assert [(reason.component, reason.field) for reason in not_representable(machine, common)] == [
