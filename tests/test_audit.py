@@ -1,15 +1,18 @@
 """The audit objects to what is wrong and to nothing else, and the result is laid out as the contract promises."""
 
 import copy
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from migrate.daemon.pair import Event, PairResult
 from migrate.rehearsal.audit import CHECKS, AuditResult, Evidence, audit
+from migrate.rehearsal.ledger import LedgerAudit
 from migrate.rehearsal.result import RehearsalResult, assemble
 from tests.commands import EXAMPLE, Said, start
 from tests.corpus import FIXTURES
@@ -77,17 +80,33 @@ def image(**changes: Any) -> dict[str, Any]:
 
 
 def guest(**changes: Any) -> dict[str, Any]:
+    """What a `stamp` guest left behind."""
+    return {"program": "stamp", "sequence": 125, "stale_pages": [], "records": records()} | changes
+
+
+def records(**changes: Any) -> dict[str, Any]:
     return {
-        "sequence": 125,
-        "stale_pages": [],
-        "records_acknowledged": 12,
-        "records_found": 12,
-        "records_lost": [],
-        "records_repeated": [],
-        "records_out_of_order": 0,
-        "records_torn": 0,
+        "acknowledged": 12,
+        "found": 12,
+        "lost": [],
+        "repeated": [],
+        "out_of_order": 0,
+        "torn": 0,
         "largest_gap_ms": 60.0,
     } | changes
+
+
+def ledger(**changes: Any) -> LedgerAudit:
+    """What a reader makes of a whole ledger."""
+    whole = LedgerAudit(
+        acknowledged=40,
+        found=40,
+        violations=(),
+        away_by_clock_ms=12.0,
+        away_by_console_ms=12.5,
+        away_by_wire_ms=None,
+    )
+    return attrs.evolve(whole, **changes)
 
 
 def ended(at_ms: float, *, runs_here: bool, **changes: Any) -> Event:
@@ -141,6 +160,15 @@ def with_guest(**changes: Any) -> Evidence:
     return doctored("target", "ended", lambda event: event["guest"].update(changes))
 
 
+def with_records(**changes: Any) -> Evidence:
+    return with_guest(records=records(**changes))
+
+
+def with_ledger(found: LedgerAudit | None) -> Evidence:
+    """A `ledger` guest, of which a reader has found this."""
+    return attrs.evolve(with_guest(program="ledger", records=None), ledger=found)
+
+
 def runs(side: str, here: bool) -> Evidence:
     return doctored(side, "ended", lambda event: event.update(runs_here=here))
 
@@ -173,9 +201,10 @@ NOTHING_MOVED = [failed(52, 6, "X", "source"), ended(300, runs_here=False)]
         evidence(RESUMED_FIRST, NOTHING_MOVED, target_code=1),
         evidence(NEVER_PAUSED, NOTHING_MOVED, target_code=1),
         with_image(clock={"boot_hrtime": 1_015_000_000, "guest_freq": 2_000_000_000}),
-        with_guest(sequence=None, records_found=0),  # the idle guest keeps no records
+        with_guest(program="idle", sequence=None, records=None),
+        with_ledger(ledger()),
     ],
-    ids=["migrated", "exit code 1", "failed", "refused", "a drift of 15 ms", "no records"],
+    ids=["migrated", "exit code 1", "failed", "refused", "a drift of 15 ms", "no records", "a ledger"],
 )
 def test_the_audit_of_a_clean_rehearsal_is_silent(clean: Evidence) -> None:
     assert audit(clean) == AuditResult(checks=tuple(CHECKS), violations=())
@@ -235,16 +264,22 @@ def test_the_audit_of_a_clean_rehearsal_is_silent(clean: Evidence) -> None:
             with_image(clock={"boot_hrtime": 1_000_000_000, "guest_freq": 1_999_000_000}),
             "the guest's TSC runs at 1999000000 Hz instead of 2000000000",
         ),
-        ("guest records", with_guest(records_lost=[3, 4], records_found=10), "console records lost: 3, 4"),
+        ("guest records", with_records(lost=[3, 4], found=10), "console records lost: 3, 4"),
         (
             "guest records",
-            with_guest(records_lost=list(range(1, 13)), records_found=0),
+            with_records(lost=list(range(1, 13)), found=0),
             "console records lost: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more",
         ),
-        ("guest records", with_guest(records_found=11), "the last console records are lost: 11 of 12 are there"),
-        ("guest records", with_guest(records_repeated=[7], records_found=13), "console records repeated: 7"),
-        ("guest records", with_guest(records_out_of_order=2), "2 console records are out of order"),
-        ("guest records", with_guest(records_torn=1), "1 console records are torn"),
+        ("guest records", with_records(found=11), "the last console records are lost: 11 of 12 are there"),
+        ("guest records", with_records(repeated=[7], found=13), "console records repeated: 7"),
+        ("guest records", with_records(out_of_order=2), "2 console records are out of order"),
+        ("guest records", with_records(torn=1), "1 console records are torn"),
+        (
+            "ledger",
+            with_ledger(ledger(violations=("the disk has lost record 3",))),
+            "the disk has lost record 3",
+        ),
+        ("ledger", with_ledger(None), "the guest kept a ledger, and nothing is left of it to be read"),
         ("no stale page", with_guest(stale_pages=[900, 901]), "2 pages of guest RAM missed a write, the first is 900"),
         (
             "failed only after resume",
@@ -292,7 +327,7 @@ def test_the_result_of_a_clean_rehearsal() -> None:
         "owner": "target",
         "ram_bytes": 16 * MIB,
         "ram_bytes_sent": 6 * MIB,
-        "guest": {"blackout_ms": 12.5, "records_acknowledged": 12, "records_found": 12},
+        "guest": {"blackout_ms": 12.5, "records_acknowledged": 12, "records_found": 12, "away_ms": None},
         "audit": {"checks": list(CHECKS), "violations": []},
         "faults_fired": [],
         "seed": 7,
@@ -317,6 +352,16 @@ def test_the_result_of_a_clean_rehearsal() -> None:
             step("source", "commit", 35.0, 5.0),
             step("target", "run", 39.0, 2.0),
         ],
+    }
+
+
+def test_the_records_of_a_ledger_guest_are_those_that_its_reader_found() -> None:
+    found = with_ledger(ledger(acknowledged=40, found=39))
+    assert assemble(found, audit(found), 16 * MIB, 7).document["guest"] == {
+        "blackout_ms": 12.5,
+        "records_acknowledged": 40,
+        "records_found": 39,
+        "away_ms": {"clock": 12.0, "console": 12.5, "wire": None},
     }
 
 
@@ -437,7 +482,7 @@ SABOTAGED = {
         async def take_and_drop_one(self, batch):
             await take(self, batch)
             if batch.round == 0:
-                self.memory.write(self.memory.gpa_of(20), bytes(4096))
+                self.memory.write(self.memory.gpa_of(3000), bytes(4096))  # of the system that looks booted
 
         RamReceiver.take = take_and_drop_one
         """,
@@ -464,7 +509,8 @@ def rehearse_with(bug: str, where: Path, *arguments: str | Path) -> Said:
     """A rehearsal in which every process has the bug."""
     (where / "sitecustomize.py").write_text(textwrap.dedent(bug))
     options = ("--memory-mb", "16", "--after-s", "0", "--on-stall", "force", "--json")
-    return start("rehearse", *arguments, *options, PYTHONPATH=str(where))
+    path = os.pathsep.join(filter(None, [str(where), os.environ.get("PYTHONPATH")]))
+    return start("rehearse", *arguments, *options, PYTHONPATH=path)
 
 
 @pytest.mark.parametrize(
