@@ -54,8 +54,7 @@ def test_rate_and_working_set_are_read(text: str, rate: int, working_set: int) -
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["dirty", "dirty:", "dirty:200M", "dirty:200M,", "dirty:,64M", "dirty:200M,0", "dirty:fast,64M", "dirty:-1,4K"],
+    "arguments", ["", ":", ":200M", ":200M,", ":,64M", ":200M,0", ":fast,64M", ":-1,4K", ":1M,2M,3M"]
 )
 def test_other_arguments_are_refused_with_an_example(arguments: str) -> None:
     with pytest.raises(ValueError, match="expected dirty:RATE,WORKING_SET, such as dirty:200M,64M"):

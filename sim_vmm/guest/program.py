@@ -36,10 +36,6 @@ class GuestProgram(Protocol):
 
     name: ClassVar[str]
 
-    @classmethod
-    def found_in(cls, memory: GuestMemory) -> Self | None:
-        """The program that has been booted in this RAM, with the parameters that it was booted with, or None."""
-
     def boot(self, machine: Machine) -> None:
         """Run once, at the machine's birth, before or just after it starts.
 
@@ -49,6 +45,14 @@ class GuestProgram(Protocol):
 
     def step(self, machine: Machine) -> None:
         """Run a little; called again and again while the machine is running."""
+
+
+class FoundProgram(GuestProgram, Protocol):
+    """A program that a new host finds in RAM."""
+
+    @classmethod
+    def found_in(cls, memory: GuestMemory) -> Self | None:
+        """The program that has been booted in this RAM, with the parameters that it was booted with, or None."""
 
 
 @attrs.frozen
