@@ -47,12 +47,26 @@ class GuestProgram(Protocol):
         """Run a little; called again and again while the machine is running."""
 
 
-class FoundProgram(GuestProgram, Protocol):
-    """A program that a new host finds in RAM."""
+class KnownProgram(GuestProgram, Protocol):
+    """A program that people can ask for by its name, and that a new host finds in RAM."""
+
+    @classmethod
+    def parse(cls, arguments: str) -> Self:
+        """The program with what stands behind its name and a colon, "" without one.
+
+        Raises:
+            ValueError: it is not what this program takes.
+        """
 
     @classmethod
     def found_in(cls, memory: GuestMemory) -> Self | None:
         """The program that has been booted in this RAM, with the parameters that it was booted with, or None."""
+
+
+def refuse_arguments(name: str, arguments: str) -> None:
+    """For a program that takes none.  Raises ValueError if there are any."""
+    if arguments:
+        raise ValueError(f"guest program {name!r} takes no arguments: {arguments!r}")
 
 
 @attrs.frozen
