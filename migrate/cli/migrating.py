@@ -201,7 +201,7 @@ def rehearse(
     *,
     from_: From = NEWEST,
     to: To = NEWEST,
-    guest: Guest = "stamp",
+    guest: Guest = "ledger",
     memory_mb: MemoryMb = None,
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,

@@ -9,7 +9,6 @@
 Their texts, as `--guest` takes them, are read by `make_guest`; a new host finds a program in RAM with `guest_in`.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from sim_vmm.guest.console_records import Record, RecordsAudit, audit_records, read_records
@@ -18,7 +17,7 @@ from sim_vmm.guest.features import FeaturesGuest
 from sim_vmm.guest.idle import IdleGuest
 from sim_vmm.guest.layout import SystemLayout
 from sim_vmm.guest.ledger import LedgerGuest
-from sim_vmm.guest.program import GuestDoesNotFit, GuestProgram, Heartbeat, read_heartbeat
+from sim_vmm.guest.program import GuestDoesNotFit, GuestProgram, Heartbeat, KnownProgram, read_heartbeat
 from sim_vmm.guest.stamp import Stamp, StampGuest, read_stamp
 from sim_vmm.memory import GuestMemory
 
@@ -30,6 +29,7 @@ __all__ = [
     "GuestProgram",
     "Heartbeat",
     "IdleGuest",
+    "KnownProgram",
     "LedgerGuest",
     "Record",
     "RecordsAudit",
@@ -45,12 +45,9 @@ __all__ = [
 ]
 
 #: The programs that `--guest` knows.
-GUESTS: Final[dict[str, type[GuestProgram]]] = {
+GUESTS: Final[dict[str, type[KnownProgram]]] = {
     cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest, DirtyGuest, FeaturesGuest)
 }
-
-#: How to make each from what stands behind its name and a colon, which is empty for most.
-_MAKERS: Final[dict[str, Callable[[], GuestProgram]]] = {cls.name: cls for cls in (IdleGuest, StampGuest, LedgerGuest)}
 
 
 def make_guest(text: str) -> GuestProgram:
@@ -59,16 +56,10 @@ def make_guest(text: str) -> GuestProgram:
     Raises:
         ValueError: there is none of this name, or its arguments are not as it wants them.
     """
-    name, colon, arguments = text.partition(":")
-    if name == DirtyGuest.name:
-        return DirtyGuest.parse(arguments)
-    if name == FeaturesGuest.name:
-        return FeaturesGuest.parse(arguments)
+    name, _, arguments = text.partition(":")
     if name not in GUESTS:
         raise ValueError(f"unknown guest program {name!r}; known are {', '.join(sorted(GUESTS))}")
-    if colon:
-        raise ValueError(f"guest program {name!r} takes no arguments: {arguments!r}")
-    return _MAKERS[name]()
+    return GUESTS[name].parse(arguments)
 
 
 def guest_in(memory: GuestMemory) -> GuestProgram:

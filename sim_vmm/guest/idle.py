@@ -2,12 +2,18 @@
 
 from typing import ClassVar, Self
 
+from sim_vmm.guest.program import refuse_arguments
 from sim_vmm.machine import Machine
 from sim_vmm.memory import GuestMemory
 
 
 class IdleGuest:
     name: ClassVar[str] = "idle"
+
+    @classmethod
+    def parse(cls, arguments: str) -> Self:
+        refuse_arguments(cls.name, arguments)
+        return cls()
 
     @classmethod
     def found_in(cls, memory: GuestMemory) -> Self | None:

@@ -31,7 +31,7 @@ import attrs
 from sim_vmm.guest.hardware import open_peripherals, probe_peripherals
 from sim_vmm.guest.layout import SystemLayout, fill_system
 from sim_vmm.guest.peripherals import NO_SLOT, Chosen, Completion, Disk, Peripherals
-from sim_vmm.guest.program import STATE_GPA, require_running
+from sim_vmm.guest.program import STATE_GPA, refuse_arguments, require_running
 from sim_vmm.guest.record import decode_run, encode_record
 from sim_vmm.machine import Machine
 from sim_vmm.memory import GuestMemory
@@ -111,6 +111,11 @@ class LedgerGuest:
     moves_per_step: int = 5
     probe: Callable[[Machine, SystemLayout], Chosen] = probe_peripherals
     open: Callable[[Machine, Chosen], Peripherals] = open_peripherals
+
+    @classmethod
+    def parse(cls, arguments: str) -> Self:
+        refuse_arguments(cls.name, arguments)
+        return cls()
 
     @classmethod
     def found_in(cls, memory: GuestMemory) -> Self | None:

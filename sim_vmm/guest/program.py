@@ -36,10 +36,6 @@ class GuestProgram(Protocol):
 
     name: ClassVar[str]
 
-    @classmethod
-    def found_in(cls, memory: GuestMemory) -> Self | None:
-        """The program that has been booted in this RAM, with the parameters that it was booted with, or None."""
-
     def boot(self, machine: Machine) -> None:
         """Run once, at the machine's birth, before or just after it starts.
 
@@ -49,6 +45,28 @@ class GuestProgram(Protocol):
 
     def step(self, machine: Machine) -> None:
         """Run a little; called again and again while the machine is running."""
+
+
+class KnownProgram(GuestProgram, Protocol):
+    """A program that people can ask for by its name, and that a new host finds in RAM."""
+
+    @classmethod
+    def parse(cls, arguments: str) -> Self:
+        """The program with what stands behind its name and a colon, "" without one.
+
+        Raises:
+            ValueError: it is not what this program takes.
+        """
+
+    @classmethod
+    def found_in(cls, memory: GuestMemory) -> Self | None:
+        """The program that has been booted in this RAM, with the parameters that it was booted with, or None."""
+
+
+def refuse_arguments(name: str, arguments: str) -> None:
+    """For a program that takes none.  Raises ValueError if there are any."""
+    if arguments:
+        raise ValueError(f"guest program {name!r} takes no arguments: {arguments!r}")
 
 
 @attrs.frozen

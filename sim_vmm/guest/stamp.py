@@ -16,7 +16,7 @@ import attrs
 from sim_vmm.drivers.uart import UartDriver
 from sim_vmm.guest.hardware import open_all, probe_peripherals
 from sim_vmm.guest.layout import SystemLayout, fill_system
-from sim_vmm.guest.program import beat, read_heartbeat, require_running
+from sim_vmm.guest.program import beat, read_heartbeat, refuse_arguments, require_running
 from sim_vmm.machine import Machine
 from sim_vmm.memory import GuestMemory
 from sim_vmm.wire import BROADCAST, SequencedFrame
@@ -42,6 +42,11 @@ class StampGuest:
     seed: int = 0
     pages_per_step: int = 16
     steps_per_record: int = 10
+
+    @classmethod
+    def parse(cls, arguments: str) -> Self:
+        refuse_arguments(cls.name, arguments)
+        return cls()
 
     @classmethod
     def found_in(cls, memory: GuestMemory) -> Self | None:
