@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from enum import Enum
 from itertools import groupby
 from typing import Any, ClassVar, Final
+from uuid import UUID
 
 import attrs
 import pytest
@@ -59,7 +60,7 @@ from migrate.protocol.messages import (
     Welcome,
 )
 from migrate.releases import builtin_releases
-from sim_vmm.birth import Birth
+from sim_vmm.birth import NEWEST, Birth
 from sim_vmm.clock import SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.guest import GuestProgram, StampGuest, audit_records, read_stamp
@@ -71,6 +72,7 @@ from tests.machines import EVERY_DEVICE, make_spec
 LOOPBACK: Final = "127.0.0.1"
 RELEASES: Final = builtin_releases()
 PAGE: Final = 4096
+VM_ID: Final = UUID("c0ffee00-5d0c-4f8e-8d8b-3c6f1fd0a9d2")
 
 #: Long enough for a busy machine; no test waits for one of these to expire.
 PATIENT: Final = Deadlines(connect_s=10, frame_s=10, opening_s=10, farewell_s=1)
@@ -136,7 +138,7 @@ class WatchedHypervisor(TrioHypervisor):
 
 @attrs.frozen
 class Source:
-    """A running machine and the daemon that serves it at `port`."""
+    """A running machine, born on the daemon's release, and the daemon that serves it at `port`."""
 
     machine: Machine
     runner: GuestRunner
@@ -193,7 +195,7 @@ class Neighbourhood:
         bandwidth: float | None = None,
     ) -> Source:
         program = program or StampGuest()
-        machine = make_machine(spec or make_spec(EVERY_DEVICE), counters)
+        machine = make_machine(spec or make_spec(EVERY_DEVICE), counters, RELEASES[release].birth(VM_ID))
         self.closing.callback(machine.close)
         program.boot(machine)
         machine.start()
@@ -280,8 +282,8 @@ async def neighbourhood() -> AsyncIterator[Neighbourhood]:
     assert open_files() == before, "files are left open"
 
 
-def make_machine(spec: Spec, counters: InjectionCounters | None = None) -> Machine:
-    return Machine.create(spec, host_clock=SystemClock(), counters=counters or InjectionCounters())
+def make_machine(spec: Spec, counters: InjectionCounters | None = None, birth: Birth = NEWEST) -> Machine:
+    return Machine.create(spec, host_clock=SystemClock(), counters=counters or InjectionCounters(), birth=birth)
 
 
 def port_of(listeners: Sequence[trio.SocketListener]) -> int:
