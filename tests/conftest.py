@@ -2,9 +2,9 @@
 
 from hypothesis import settings
 
-from tests.daemons import neighbourhood
+from tests.daemons import clock, neighbourhood
 
-__all__ = ["neighbourhood"]
+__all__ = ["clock", "neighbourhood"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

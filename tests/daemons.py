@@ -19,6 +19,7 @@ import attrs
 import pytest
 import trio
 import xxhash
+from trio.testing import MockClock
 
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import Event, EventLog
@@ -74,10 +75,9 @@ RELEASES: Final = builtin_releases()
 PAGE: Final = 4096
 VM_ID: Final = UUID("c0ffee00-5d0c-4f8e-8d8b-3c6f1fd0a9d2")
 
-#: Long enough for a busy machine; no test waits for one of these to expire.
+#: Long enough for a busy host: these expire only where a test lets time pass.
 PATIENT: Final = Deadlines(connect_s=10, frame_s=10, opening_s=10, farewell_s=1)
-#: For tests of silence.
-IMPATIENT: Final = Deadlines(connect_s=10, frame_s=0.2, opening_s=0.2, farewell_s=0.1)
+ENDLESS: Final = Deadlines(connect_s=1e9, frame_s=1e9, opening_s=1e9, phase_s=1e9)
 #: Whatever this busy host makes of a round, these tests are not about convergence.
 SWITCH_OVER_ANYWAY: Final = PrecopyPolicy(downtime_limit_ms=10_000, on_stall=OnStall.FORCE)
 
@@ -280,6 +280,19 @@ async def neighbourhood() -> AsyncIterator[Neighbourhood]:
             yield Neighbourhood(nursery, closing)
             nursery.cancel_scope.cancel()
     assert open_files() == before, "files are left open"
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Time as usual, that a test can jump ahead in."""
+    return MockClock(rate=1)
+
+
+async def time_passes(clock: MockClock, over: Callable[[], object]) -> None:
+    """Let deadlines expire, one after another, until `over` holds; between two of them everybody may do something."""
+    while not over():
+        clock.jump(1.1 * PATIENT.frame_s)
+        await trio.sleep(0.005)
 
 
 def make_machine(spec: Spec, counters: InjectionCounters | None = None, birth: Birth = NEWEST) -> Machine:

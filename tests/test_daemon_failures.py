@@ -10,11 +10,13 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from migrate.daemon.outcome import Cancelling, Outcome
 from migrate.daemon.source import SourceDaemon
 from migrate.daemon.target import TargetDaemon
 from migrate.engine.handoff import Holding, Record
+from migrate.engine.target import Arrived
 from migrate.errors import MigrationCancelled, Refused
 from migrate.protocol.conversation import Phase
 from migrate.protocol.messages import (
@@ -44,8 +46,6 @@ from sim_vmm.lifecycle import MachineState
 from sim_vmm.spec import Spec
 from sim_vmm.spec.components import MigrationFailureInjector
 from tests.daemons import (
-    IMPATIENT,
-    PATIENT,
     Ending,
     Fault,
     Neighbourhood,
@@ -58,6 +58,7 @@ from tests.daemons import (
     nothing,
     open_files,
     play_target,
+    time_passes,
     until,
 )
 from tests.machines import EVERY_DEVICE, make_spec
@@ -126,7 +127,6 @@ async def assert_undone(neighbours: Neighbourhood, source: Source, target: Targe
     was = source.sequence
     await until(lambda: source.sequence > was + 1)
 
-    source.daemon.deadlines = PATIENT
     retry = neighbours.target(source.port, owner="retry")
     assert await retry.daemon.migrate_in() is not None
     await assert_identical(source, retry)
@@ -170,14 +170,22 @@ async def test_a_connection_lost_before_the_commit_costs_the_guest_nothing(
 @each_message_before_commit
 @pytest.mark.parametrize("passes", [nothing, half])
 async def test_silence_before_the_commit_ends_by_deadline_on_both_sides(
-    neighbourhood: Neighbourhood, sender: Role, kind: type[Message], number: int, phase: str, passes: Passes
+    neighbourhood: Neighbourhood,
+    nursery: trio.Nursery,
+    clock: MockClock,
+    sender: Role,
+    kind: type[Message],
+    number: int,
+    phase: str,
+    passes: Passes,
 ) -> None:
-    source = await neighbourhood.source(deadlines=IMPATIENT)
+    source = await neighbourhood.source()
     tap = await neighbourhood.tap(source.port, Fault(sender, kind, passes, Ending.SILENCE, number))
     files_before = open_files()
-    target = neighbourhood.target(tap.port, deadlines=IMPATIENT)
-    assert await target.daemon.migrate_in() is None
-    assert tap.faults[0].fired
+    target = neighbourhood.target(tap.port)
+    nursery.start_soon(target.daemon.migrate_in)
+    await until(lambda: tap.faults[0].fired and phases_of(target)[-1] == phase)
+    await time_passes(clock, lambda: target.daemon.attempts and open_files() == files_before)
     assert_names_phase_and_side(source, target, phase)
     assert target.daemon.attempts[0].as_json()["error"]["class"] == "DeadlineExpired"
     assert all(
@@ -188,7 +196,7 @@ async def test_silence_before_the_commit_ends_by_deadline_on_both_sides(
     await assert_undone(neighbourhood, source, target, files_before)
 
 
-#: From the target's promise on: the message, what passes of it, and whether the target learns that all is settled.
+#: From the target's promise on: the message, and what passes of it.
 FROM_COMMIT_ON: Final[list[tuple[Role, type[Message], Passes]]] = [
     (T, Ready, everything),
     (S, Commit, nothing),
@@ -210,20 +218,30 @@ FROM_COMMIT_ON: Final[list[tuple[Role, type[Message], Passes]]] = [
 )
 @pytest.mark.parametrize("ending", [Ending.CLOSE, Ending.RESET, Ending.SILENCE])
 async def test_a_connection_lost_from_the_commit_on_is_settled_over_a_new_one(
-    neighbourhood: Neighbourhood, sender: Role, kind: type[Message], passes: Passes, ending: Ending
+    neighbourhood: Neighbourhood,
+    nursery: trio.Nursery,
+    clock: MockClock,
+    sender: Role,
+    kind: type[Message],
+    passes: Passes,
+    ending: Ending,
 ) -> None:
-    deadlines = IMPATIENT if ending is Ending.SILENCE else PATIENT
-    source = await neighbourhood.source(deadlines=deadlines)
+    source = await neighbourhood.source()
     tap = await neighbourhood.tap(source.port, Fault(sender, kind, passes, ending))
-    target = neighbourhood.target(tap.port, deadlines=deadlines)
+    target = neighbourhood.target(tap.port)
+    arrivals: list[Arrived | None] = []
 
-    arrived = await target.daemon.migrate_in()
-    assert tap.faults[0].fired
-    assert arrived is not None
-    assert arrived.machine.state is MachineState.RUNNING
-    if not arrived.settled and not source.daemon.handed_over.is_set():
-        await target.daemon.keep_telling(arrived)
-    await until(source.daemon.handed_over.is_set)
+    async def migrate_in() -> None:
+        arrived = await target.daemon.migrate_in()
+        arrivals.append(arrived)
+        if arrived is not None and not arrived.settled:
+            await target.daemon.keep_telling(arrived)
+
+    nursery.start_soon(migrate_in)
+    await until(lambda: tap.faults[0].fired)
+    if ending is Ending.SILENCE:
+        await time_passes(clock, lambda: arrivals and source.daemon.handed_over.is_set())
+    await until(lambda: arrivals and source.daemon.handed_over.is_set())
 
     assert target.daemon.attempts[-1].outcome is Outcome.MIGRATED
     assert source.daemon.attempts[-1].outcome is Outcome.MIGRATED
@@ -390,19 +408,19 @@ async def test_a_target_that_is_cancelled_while_it_connects_does_not_migrate(nei
 
 
 async def test_a_target_that_stops_reading_runs_into_the_frame_deadline_of_the_source(
-    neighbourhood: Neighbourhood,
+    neighbourhood: Neighbourhood, clock: MockClock
 ) -> None:
     """The kernel accepts some MiB for a peer that is gone; what does not fit must not wait for ever."""
-    source = await neighbourhood.source(make_spec(EVERY_DEVICE, memory_mb=64), deadlines=IMPATIENT)
+    source = await neighbourhood.source(make_spec(EVERY_DEVICE, memory_mb=64))
     wire = await connected(source.port)
     async with wire.stream:
         await play_target(wire, Phase.RAM)
-        await until(lambda: source.told_of("attempt ended"))
+        await until(lambda: "ram" in [told.event["phase"] for told in source.told_of("phase")])
+        await time_passes(clock, lambda: source.told_of("attempt ended"))
         (attempt,) = source.daemon.attempts
         facts = attempt.as_json()
         assert (facts["phase"], facts["error"]["class"]) == ("ram", "DeadlineExpired")
         assert source.told_of("attempt ended")[0].state is MachineState.RUNNING
-    source.daemon.deadlines = PATIENT
     retry = neighbourhood.target(source.port)
     assert await retry.daemon.migrate_in() is not None
     await assert_identical(source, retry)
@@ -424,6 +442,10 @@ async def test_a_target_that_declines_after_the_commit_gives_the_machine_back(ne
     assert await retry.daemon.migrate_in() is not None
     assert retry.journal.record == Record(Holding.OWNER, 3)
     await assert_identical(source, retry)
+
+
+def phases_of(target: Target) -> list[str]:
+    return [event["phase"] for event in target.told if event["event"] == "phase"]
 
 
 def names_of(target: Target) -> list[str]:

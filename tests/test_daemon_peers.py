@@ -9,9 +9,9 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from migrate import cbor
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.outcome import Outcome
 from migrate.engine.handoff import Holding
 from migrate.protocol import frames
@@ -30,8 +30,6 @@ from migrate.protocol.messages import (
 )
 from sim_vmm.lifecycle import MachineState
 from tests.daemons import (
-    IMPATIENT,
-    PATIENT,
     SPEAKER,
     Ending,
     Fault,
@@ -98,7 +96,7 @@ async def misbehaving_target(source: Source, phase: Phase, misbehave: Misbehave)
 
 
 async def misbehaving_source(
-    neighbours: Neighbourhood, phase: Phase, misbehave: Misbehave, deadlines: Deadlines = PATIENT
+    neighbours: Neighbourhood, phase: Phase, misbehave: Misbehave
 ) -> tuple[Target, Message | None]:
     """A target that meets a source which is good up to `phase`, then misbehaves; and the target's last words."""
     last: list[Message | None] = []
@@ -111,7 +109,7 @@ async def misbehaving_source(
             await misbehave(wire)
         last.append(await wire.last_words())
 
-    target = neighbours.target(await neighbours.scripted_source(converse), deadlines=deadlines)
+    target = neighbours.target(await neighbours.scripted_source(converse))
     assert await target.daemon.migrate_in() is None
     await until(lambda: last)
     return target, last[0]
@@ -124,7 +122,6 @@ def assert_as_good_as_new(source: Source) -> None:
 
 
 async def assert_still_migrates(neighbours: Neighbourhood, source: Source) -> None:
-    source.daemon.deadlines = PATIENT
     retry = neighbours.target(source.port)
     assert await retry.daemon.migrate_in() is not None
     await assert_identical(source, retry)
@@ -322,21 +319,25 @@ async def test_messages_of_unknown_optional_types_are_skipped_wherever_they_come
 # Peers that are slow
 
 
-async def trickle(wire: Wire, data: bytes) -> None:
-    """One byte every little while: each read makes progress, the message does not."""
-    for index in range(len(data)):
-        await wire.put(data[index : index + 1])
-        await trio.sleep(0.03)
+def trickling(clock: MockClock, data: bytes) -> Misbehave:
+    """One byte a second: each read makes progress, the message does not."""
+
+    async def trickle(wire: Wire) -> None:
+        for index in range(len(data)):
+            await wire.put(data[index : index + 1])
+            clock.jump(1)
+            await trio.sleep(0.005)
+
+    return trickle
 
 
 @pytest.mark.parametrize("phase", TARGET_SPEAKS)
 async def test_a_target_that_sends_byte_by_byte_runs_into_the_frame_deadline(
-    neighbourhood: Neighbourhood, phase: Phase
+    neighbourhood: Neighbourhood, clock: MockClock, phase: Phase
 ) -> None:
-    source = await neighbourhood.source(deadlines=IMPATIENT)
-    data = frames.PREFACE + frames.encode_frame(SPECIMENS[next(kind for (at, _, kind) in NEXT if at is phase)])
-    with trio.fail_after(5):
-        await misbehaving_target(source, phase, lambda wire: trickle(wire, data if phase is Phase.HELLO else data[8:]))
+    source = await neighbourhood.source()
+    data = frames.encode_frame(SPECIMENS[next(kind for (at, _, kind) in NEXT if at is phase)])
+    await misbehaving_target(source, phase, trickling(clock, frames.PREFACE + data if phase is Phase.HELLO else data))
     if phase is not Phase.HELLO:
         facts = source.daemon.attempts[0].as_json()
         assert facts["error"]["class"] == "DeadlineExpired"
@@ -346,15 +347,11 @@ async def test_a_target_that_sends_byte_by_byte_runs_into_the_frame_deadline(
 
 @pytest.mark.parametrize("phase", SOURCE_SPEAKS)
 async def test_a_source_that_sends_byte_by_byte_runs_into_the_frame_deadline(
-    neighbourhood: Neighbourhood, phase: Phase
+    neighbourhood: Neighbourhood, clock: MockClock, phase: Phase
 ) -> None:
-    data = frames.PREFACE + frames.encode_frame(SPECIMENS[Preamble])
-    with trio.fail_after(5):
-        target, _ = await misbehaving_source(
-            neighbourhood,
-            phase,
-            lambda wire: trickle(wire, data if phase is Phase.WELCOME else data[8:]),
-            deadlines=IMPATIENT,
-        )
+    data = frames.encode_frame(SPECIMENS[Preamble])
+    target, _ = await misbehaving_source(
+        neighbourhood, phase, trickling(clock, frames.PREFACE + data if phase is Phase.WELCOME else data)
+    )
     assert target.daemon.attempts[0].as_json()["error"]["class"] == "DeadlineExpired"
     assert_nothing_left(target)

@@ -4,6 +4,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.outcome import Outcome
@@ -13,6 +14,7 @@ from migrate.protocol.conversation import Phase
 from migrate.protocol.messages import Refuse, Role
 from sim_vmm.lifecycle import MachineState
 from tests.daemons import (
+    ENDLESS,
     LOOPBACK,
     PATIENT,
     Neighbourhood,
@@ -42,21 +44,23 @@ STRANGERS: Final[dict[str, bytes]] = {
 }
 each_stranger = pytest.mark.parametrize("says", STRANGERS.values(), ids=STRANGERS)
 
-#: A migration of the small test machine takes about a third of a second at this rate.
-SLOWLY: Final = 4_000_000.0
+#: Bytes per second at which a migration is in progress for as long as a test does not let time pass.
+SLOWLY: Final = 100.0
 
 
 async def migration_in_progress(neighbours: Neighbourhood, nursery: trio.Nursery) -> tuple[Source, Target]:
-    source = await neighbours.source(bandwidth=SLOWLY)
-    target = neighbours.target(source.port)
+    source = await neighbours.source(bandwidth=SLOWLY, deadlines=ENDLESS)
+    target = neighbours.target(source.port, deadlines=ENDLESS)
     nursery.start_soon(target.daemon.migrate_in)
     await until(lambda: any(event.get("phase") == "ram" for event in target.told))
     return source, target
 
 
-async def assert_undisturbed(source: Source, target: Target) -> None:
+async def assert_undisturbed(source: Source, target: Target, clock: MockClock) -> None:
     assert source.daemon.attempts == [], "the migration was to be still in progress"
-    await until(source.daemon.handed_over.is_set)
+    while not source.daemon.handed_over.is_set():
+        clock.jump(100_000)
+        await trio.sleep(0.001)
     assert [attempt.outcome for attempt in source.daemon.attempts] == [Outcome.MIGRATED]
     await assert_identical(source, target)
 
@@ -79,15 +83,15 @@ async def visit(port: int, says: bytes) -> bytes:
 
 @each_stranger
 async def test_a_stranger_is_turned_away_and_the_migration_alongside_is_undisturbed(
-    neighbourhood: Neighbourhood, nursery: trio.Nursery, says: bytes
+    neighbourhood: Neighbourhood, nursery: trio.Nursery, clock: MockClock, says: bytes
 ) -> None:
     source, target = await migration_in_progress(neighbourhood, nursery)
-    with trio.fail_after(2):
+    with trio.fail_after(10):
         answer = await visit(source.port, says)
     if not says.startswith(frames.PREFACE):
         assert answer == b"", "what is not our protocol is not answered in it"
     await until(lambda: source.told_of("turned away"))
-    await assert_undisturbed(source, target)
+    await assert_undisturbed(source, target, clock)
 
 
 @each_stranger
@@ -122,7 +126,7 @@ async def test_strangers_that_reset_their_connections_are_survived(neighbourhood
 async def test_a_crowd_of_silent_connections_is_hung_up_on_in_time(neighbourhood: Neighbourhood) -> None:
     source = await neighbourhood.source(deadlines=Deadlines(opening_s=0.2, farewell_s=0.1))
     crowd = [await trio.open_tcp_stream(LOOPBACK, source.port) for _ in range(80)]
-    with trio.fail_after(5):
+    with trio.fail_after(10):
         for stranger in crowd:
             async with stranger:
                 assert await stranger.receive_some() == b""
@@ -133,7 +137,7 @@ async def test_a_crowd_of_silent_connections_is_hung_up_on_in_time(neighbourhood
 
 
 async def test_a_second_target_is_told_that_the_machine_is_busy_and_the_first_is_undisturbed(
-    neighbourhood: Neighbourhood, nursery: trio.Nursery
+    neighbourhood: Neighbourhood, nursery: trio.Nursery, clock: MockClock
 ) -> None:
     source, first = await migration_in_progress(neighbourhood, nursery)
     second = neighbourhood.target(source.port, owner="second", retries=3)
@@ -142,7 +146,7 @@ async def test_a_second_target_is_told_that_the_machine_is_busy_and_the_first_is
     assert isinstance(attempt.error, Refused)
     assert [(reason.component, reason.field) for reason in attempt.error.reasons] == [("machine", "migration")]
     assert second.hypervisor.kept == []
-    await assert_undisturbed(source, first)
+    await assert_undisturbed(source, first, clock)
 
 
 async def test_a_target_whose_verdict_is_no_hears_its_reasons_repeated_by_the_source(
@@ -217,7 +221,7 @@ async def test_a_target_meets_a_source_that_accepts_and_says_nothing(
     listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
     nursery.start_soon(trio.serve_listeners, say_nothing, listeners)
     target = neighbourhood.target(port_of(listeners), deadlines=Deadlines(opening_s=0.1, farewell_s=0.1))
-    with trio.fail_after(2):
+    with trio.fail_after(10):
         assert await target.daemon.migrate_in() is None
     assert target.daemon.attempts[0].as_json()["error"]["class"] == "DeadlineExpired"
     nursery.cancel_scope.cancel()

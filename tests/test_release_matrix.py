@@ -62,7 +62,7 @@ class HandfulGuest:
 
 @attrs.frozen
 class UsingGuest(HandfulGuest):
-    """Uses every feature that its machine shows it, and then rests.  The target finds `features` in RAM, and runs it."""
+    """Uses every feature that its machine shows it, then rests; the target finds `features` in RAM, and runs that."""
 
     name: ClassVar[str] = "using"
 
