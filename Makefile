@@ -4,12 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEC ?= examples/web-server.json
-GUEST ?= ledger
 
 .PHONY: rehearse test check bench golden clean
 
 rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
-	$(BIN)/migrate rehearse $(SPEC) --guest $(GUEST)
+	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 2
