@@ -518,7 +518,8 @@ def rehearse_with(bug: str, where: Path, *arguments: str | Path) -> Said:
     [
         ("a page is dropped", (EXAMPLE,), "RAM"),
         ("pages of a failed attempt are forgotten", (INJECTOR, "--retries", "1"), "RAM"),
-        ("a line of the console is lost", (EXAMPLE,), "guest records"),
+        ("a line of the console is lost", (EXAMPLE, "--guest", "stamp"), "guest records"),
+        ("a line of the console is lost", (EXAMPLE, "--guest", "ledger"), "ledger"),
     ],
 )
 def test_a_rehearsal_of_a_bug_ends_with_a_violation(

@@ -25,8 +25,6 @@ DRIVEN_BEYOND_R1 = [
 """What a machine with an NVMe disk, a NIC and a virtio disk, driven as one born on r2 or later shows them, has that
 payloads of r1 cannot say: doorbell buffers, and drivers that have found the modern virtio interface."""
 CAUTIOUS = '[cautious]\nspecs = [2, 1]\n[cautious.payloads]\nuart-16550 = [1]\n"qemu-fwcfg" = [2]\n'
-
-
 #: All that a machine has that has nothing but a serial port.
 NARROW = """
 [r6]
