@@ -120,29 +120,14 @@ class Process:
     async def run(
         self, main: Callable[[trio.Nursery], Awaitable[None]], cancel_attempt: Callable[[], Cancelling]
     ) -> None:
-        """Run `main` until it or somebody else calls `end`.
-
-        Raises:
-            BadInput: by `main`, alone and in no group.
-        """
-        bad_input: list[BadInput] = []
-
-        async def heeding_bad_input(nursery: trio.Nursery) -> None:
-            try:
-                await main(nursery)
-            except BadInput as error:
-                bad_input.append(error)
-                self._done.set()
-
+        """Run `main` until it or somebody else calls `end`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals, cancel_attempt)
             if self.attached:
                 nursery.start_soon(self._heed_parent)
-            nursery.start_soon(heeding_bad_input, nursery)
+            nursery.start_soon(main, nursery)
             await self._done.wait()
             nursery.cancel_scope.cancel()
-        if bad_input:
-            raise bad_input[0]
 
     async def _heed_signals(self, cancel_attempt: Callable[[], Cancelling]) -> None:
         too_late_before = False
