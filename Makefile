@@ -11,7 +11,7 @@ rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 check: $(STAMP)  ## style, types, layers, published shapes
 	$(BIN)/ruff check .
