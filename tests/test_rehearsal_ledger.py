@@ -70,6 +70,20 @@ def test_a_ledger_of_which_nothing_is_left_is_a_violation() -> None:
     assert found == (("ledger", "the guest kept a ledger, and nothing is left of it to be read"),)
 
 
+@pytest.mark.parametrize(("memory_mb", "code"), [("512", 0), ("64", 2)])
+def test_a_check_gives_the_guest_the_ram_that_it_needs_if_the_machine_has_it(
+    tmp_path: Path, memory_mb: str, code: int
+) -> None:
+    spec = json.loads((SPECS / "v6-minimal.json").read_text())
+    spec["board"]["memory_mb"] = int(memory_mb)
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "migrate", "check", os.fspath(file), "--guest", "dirty:1M,64M"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == code, result.stderr
+    assert "a working set of 67108864 bytes" in result.stderr or code == 0
+
+
 def test_an_address_that_is_taken_is_bad_input() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -13,6 +13,7 @@ from migrate.daemon.run import BadInput, ExitCode
 from migrate.releases import ReleaseError
 from migrate.specs.files import SpecFileError
 from migrate.specs.reading import ParseError
+from sim_vmm.guest import GuestDoesNotFit
 
 app = App(
     name="migrate",
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         complain(_usage(error))
         return ExitCode.BAD_INPUT
-    except (BadInput, ReleaseError, SpecFileError, ParseError) as error:
+    except (BadInput, GuestDoesNotFit, ReleaseError, SpecFileError, ParseError) as error:
         complain(str(error))
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ console as they are.  A machine that arrives runs on, so a chain of trials finds
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
 import attrs
@@ -22,7 +22,7 @@ from migrate.specs.crucible import unusable_requests
 from sim_vmm.birth import NIL_UUID, Birth
 from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
-from sim_vmm.guest import GuestProgram
+from sim_vmm.guest import GuestDoesNotFit, GuestProgram
 from sim_vmm.machine import DeviceState, Machine, MachineError
 from sim_vmm.spec import Spec
 from sim_vmm.spec.components import MigrationFailureInjector
@@ -94,11 +94,22 @@ class Trial:
 
     @classmethod
     def born(cls, spec: Spec, release: Release, guest: GuestProgram) -> Self:
-        """A machine newly born, its guest booted and run for a moment.  Raises NoMachine."""
+        """A machine newly born, its guest booted and run for a moment; with little RAM, if the guest fits into that.
+
+        Raises:
+            NoMachine: the spec makes none.
+            GuestDoesNotFit: not even into all the RAM that the spec gives it.
+        """
         if reasons := tuple(unusable_requests(spec)):
             raise NoMachine(reasons)
         if spec.board.memory_mb > MEMORY_MB:
-            spec = attrs.evolve(spec, board=attrs.evolve(spec.board, memory_mb=MEMORY_MB))
+            small = attrs.evolve(spec, board=attrs.evolve(spec.board, memory_mb=MEMORY_MB))
+            with suppress(GuestDoesNotFit):
+                return cls._run_in(small, release, guest)
+        return cls._run_in(spec, release, guest)
+
+    @classmethod
+    def _run_in(cls, spec: Spec, release: Release, guest: GuestProgram) -> Self:
         storage = SharedStorage()
         trial = cls(*_new_machine(spec, release.birth(NIL_UUID), storage), storage, release=release, guest=guest)
         try:

@@ -1,8 +1,8 @@
 """A guest that writes to memory at a rate, for experiments with convergence.
 
 `dirty:RATE,WORKING_SET`: RATE is in bytes a second (`200M`, with K, M, G for powers of 1024) or in pages a second
-(`5000p`); WORKING_SET in bytes (`64M`).  Of each page written all 4096 bytes change.  The set is the last pages of RAM;
-its first fifth is hot and gets four fifths of the writes, the rest is cold.
+(`5000p`); WORKING_SET in bytes (`64M`).  Both may be left out.  Of each page written all 4096 bytes change.  The set is
+the last pages of RAM; its first fifth is hot and gets four fifths of the writes, the rest is cold.
 
 Write n, from 0, goes to a page, and has a content, that follow from n alone (`splitmix64`).  The state page holds how
 many writes were done, so a program object in another process goes on with the same sequence, and `stale_pages` can say
@@ -32,6 +32,8 @@ STEP_NS_MAX: Final = 20_000_000
 """Four steps of a daemon: beyond this the guest was away, not late."""
 FIRST_PAGE: Final = 16
 """Below lie the program's state and what firmware keeps for itself."""
+DEFAULT_RATE: Final = 100 << 20
+DEFAULT_SET_BYTES: Final = 16 << 20
 STEP_WRITES_MAX: Final = 8192
 """32 MiB a step, 6 GiB a second at a daemon's pace: a step must not keep the daemon from everything else."""
 WRITES_AT_ONCE: Final = 1024
@@ -73,20 +75,23 @@ class DirtyGuest:
     """See the module; `rate` in bytes a second, `working_set` in bytes, rounded up to whole pages."""
 
     name: ClassVar[str] = "dirty"
-    rate: int
-    working_set: int
+    rate: int = DEFAULT_RATE
+    working_set: int = DEFAULT_SET_BYTES
 
     @classmethod
     def parse(cls, arguments: str) -> Self:
-        """`RATE,WORKING_SET` of `dirty:RATE,WORKING_SET`.
+        """`RATE,WORKING_SET` of `dirty:RATE,WORKING_SET`, of which the second or both may be left out.
 
         Raises:
             ValueError: it is not that.
         """
+        if not arguments:
+            return cls()
         rate_text, comma, set_text = arguments.partition(",")
+        set_text = set_text if comma else str(DEFAULT_SET_BYTES)
         pages = rate_text.endswith("p")
         rate, working_set = _number(rate_text.removesuffix("p")), _number(set_text)
-        if not comma or rate is None or not working_set:
+        if rate is None or not working_set:
             raise ValueError(
                 f"dirty:{arguments}: expected dirty:RATE,WORKING_SET, such as dirty:200M,64M or dirty:5000p,64M"
             )
