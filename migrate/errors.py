@@ -79,6 +79,14 @@ class MachineCreationFailed(MigrationError):
     """The target could not make the machine that the spec describes."""
 
 
+class JournalFailed(MigrationError):
+    """The record of ownership could not be written; the old one stands."""
+
+
+class StorageUnreachable(MigrationError):
+    """The register in the machine's storage can neither be read nor changed."""
+
+
 class MigrationCancelled(MigrationError):
     """Somebody asked for the attempt to end."""
 

@@ -15,6 +15,7 @@ import attrs
 from migrate.daemon.journal import VolatileJournal, journal_of_owner, journal_of_stranger
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Record
+from migrate.engine.ownership import Hands, Ownership
 from migrate.engine.policy import PrecopyPolicy
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.engine.target import (
@@ -24,7 +25,7 @@ from migrate.engine.target import (
     TargetSettings,
     run_target,
     settle_image,
-    settle_ownership,
+    tell_answer,
 )
 from migrate.errors import LocalProtocolError, MigrationError, PeerFailed, RemoteProtocolError, TransportLost
 from migrate.payloads import encode_payload
@@ -235,6 +236,10 @@ def _short(message: Message) -> str:
 # Nodes
 
 
+async def no_more_runs(_: bool) -> None:
+    raise AssertionError("who only tells lets nothing run")
+
+
 class DiskFull(MigrationError):
     """A journal cannot write: the old record stands."""
 
@@ -248,19 +253,32 @@ class TracingJournal:
     journal: VolatileJournal
     full_disk: bool = False
 
+    keeps_images: bool = False
+
     @property
     def record(self) -> Record:
         return self.journal.record
 
+    @property
+    def highest(self) -> int:
+        return self.journal.highest
+
     async def new_generation(self) -> int:
         return await self.journal.new_generation()
 
-    async def write(self, record: Record) -> None:
+    async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
         if self.full_disk:
             raise DiskFull(f"no space is left to note {record}")
         if record != self.record:
             self.world.happened(f"{self.node} writes {record}")
-        await self.journal.write(record)
+        await self.journal.write(record, image=image, owes_answer=owes_answer)
+
+    async def settle_debt(self, generation: int, peer: str) -> None:
+        await self.journal.settle_debt(generation, peer)
+
+    async def of(self, birth: Birth, name: str) -> Self:
+        """The world has one machine only."""
+        return self
 
 
 @attrs.define
@@ -293,6 +311,13 @@ class SteppedGuest:
             self.world.happened("source resumes")
             self.machine.resume()
 
+    async def start_over(self) -> None:
+        raise AssertionError("an image was doubted without a reason")
+
+    async def stop(self) -> None:
+        self.world.happened("source stops")
+        self.machine.stop()
+
 
 @attrs.define
 class Target:
@@ -300,6 +325,7 @@ class Target:
 
     world: "World"
     journal: TracingJournal
+    node: str
     made: list[Machine] = attrs.field(factory=list)
     facts_at_start: "Facts | None" = None
     result: Any = None
@@ -313,6 +339,9 @@ class Target:
         self.facts_at_start = Facts.of(machine)
         self.world.happened("target runs")
         machine.start()
+
+    async def start_over(self, machine: Machine) -> None:
+        raise AssertionError("an image was doubted without a reason")
 
     async def discard(self, machine: Machine) -> None:
         self.world.happened("target discards")
@@ -402,22 +431,42 @@ class World:
         return self.source_runs + sum(target.is_running for target in self.targets)
 
     def new_target(self) -> Target:
-        target = Target(self, TracingJournal(Role.TARGET, self, journal_of_stranger()))
+        node = f"rack-{7 + len(self.targets)}"
+        target = Target(self, TracingJournal(Role.TARGET, self, journal_of_stranger()), node)
         self.targets.append(target)
         return target
 
     def migrate(self, target: Target, fault: Fault | None = None, settings: TargetSettings | None = None) -> Any:
         """One attempt: what the source's engine returned or raised; the target's is in `target.result`."""
-        settings = settings or TargetSettings(node="rack-7", release=RELEASE)
+        settings = settings or TargetSettings(node=target.node, release=RELEASE)
         return self._connect(target, fault, lambda ports, attempt: run_target(ports, settings, attempt))
 
     def settle(self, target: Target, fault: Fault | None = None) -> Any:
         """The target comes back, as its last result says it has to; the same results as of `migrate`."""
         last = target.result
         if isinstance(last, ImageHeld):
-            return self._connect(target, fault, lambda ports, attempt: settle_image(ports, last, attempt), keep=last)
+            settings = TargetSettings(node=target.node, release=RELEASE)
+            return self._connect(
+                target,
+                fault,
+                lambda ports, attempt: settle_image(ports, settings, target.journal, last, attempt),
+                keep=last,
+            )
         assert isinstance(last, Arrived)
-        return self._connect(target, fault, lambda ports, _: settle_ownership(ports.link, last), keep=last)
+        ownership = Ownership(
+            node=target.node,
+            machine=last.machine.birth.vm_id,
+            journal=target.journal,
+            fence=None,
+            observer=self,
+            hands=Hands(run=no_more_runs),
+        )
+        return self._connect(
+            target,
+            fault,
+            lambda ports, _: tell_answer(ports.link, ownership, last.machine_name, last.generation, last.source),
+            keep=last,
+        )
 
     def converse(self, target: Engine, link: MemoryLink) -> tuple[Any, Any]:
         """The source's engine against any coroutine at the other end, which was given `link`."""
@@ -458,7 +507,7 @@ class World:
         link = self.connect(fault)
         clock = _EngineClock(self)
         self.target_attempt = Attempt(side=Role.TARGET, clock=clock)
-        ports = TargetPorts(link=link, hypervisor=target, journal=target.journal, clock=clock, observer=self)
+        ports = TargetPorts(link=link, hypervisor=target, journals=target.journal, clock=clock, observer=self)
         source, result = self.converse(engine(ports, self.target_attempt), link)
         failed_to_settle = keep is not None and isinstance(result, MigrationError)
         if isinstance(keep, Arrived) and result is None:

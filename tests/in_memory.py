@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from migrate.daemon.clock import TrioClock
-from migrate.daemon.journal import journal_of_owner, journal_of_stranger
+from migrate.daemon.journal import VolatileJournals, journal_of_owner
 from migrate.engine.attempt import Attempt
 from migrate.engine.dry_run import Trial, spent
 from migrate.engine.policy import OnStall, PrecopyPolicy
@@ -162,7 +162,7 @@ async def _migrate(trial: Trial, release: Release, during: Callable[[str], None]
         ports = TargetPorts(
             link=MemoryLink(Role.TARGET, to_source, from_source),
             hypervisor=hypervisor,
-            journal=journal_of_stranger(),
+            journals=VolatileJournals(),
             clock=clock,
             observer=Hook(lambda _event: None),
         )

@@ -1,6 +1,7 @@
 """One realistic specimen of every message, and strategies that draw any message of a kind."""
 
 import typing
+from enum import Enum
 from typing import Any, Final
 
 import attrs
@@ -17,7 +18,9 @@ from migrate.protocol.messages import (
     DeviceState,
     Extent,
     Failure,
+    Gone,
     Hello,
+    Inquire,
     KindExports,
     KindVersions,
     MachineBirth,
@@ -35,7 +38,9 @@ from migrate.protocol.messages import (
     RoundStored,
     ServerState,
     Settle,
+    Standing,
     TimeOfDay,
+    Unknown,
     Welcome,
 )
 from migrate.reasons import Reason
@@ -110,6 +115,16 @@ _ALL: Final[tuple[Message, ...]] = (
     Released(generation=2),
     Settle(machine="web-server", generation=2, owned=False),
     Abandon(generation=2),
+    Inquire(
+        machine=bytes(range(16)),
+        name="web-server",
+        generation=2,
+        standing=Standing.HOLDS,
+        node="rack-7-0123456789abcdef",
+        source="rack-3-fedcba9876543210",
+    ),
+    Gone(generation=2),
+    Unknown(generation=2),
     Failure(phase="devices", error="DeviceStateError", message="device 'nic': its queue 1 is in no legal state"),
 )
 
@@ -127,6 +142,8 @@ def _of_annotation(annotation: Any) -> st.SearchStrategy[Any]:
         return st.lists(_of_annotation(arguments[0]), max_size=3).map(tuple)
     if attrs.has(annotation):
         return messages_of(annotation)
+    if issubclass(annotation, Enum):
+        return st.sampled_from(annotation)
     return {int: st.integers(), str: TEXTS, bytes: st.binary(max_size=12), bool: st.booleans()}[annotation]
 
 

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sim_vmm.fence import Fence
 from sim_vmm.spec import Spec
 from sim_vmm.spec.components import CrucibleStorageBackend
 from sim_vmm.storage import Storage
 
 
 def storage_for(spec: Spec, directory: Path | None) -> Storage:
-    """The disks of the machine in `directory`, which is made if it is not there; without one, volatile disks.
+    """The disks of the machine in `directory`, which is made if it is not there, behind its fence; or volatile disks.
 
     Raises:
         ValueError: a Crucible request is no JSON object with a type.
@@ -22,7 +23,8 @@ def storage_for(spec: Spec, directory: Path | None) -> Storage:
     sizes = {str(key): crucible_bytes(str(key), backend) for key, backend in spec.of_kind(CrucibleStorageBackend)}
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    return Storage(directory, {key: size for key, size in sizes.items() if size is not None})
+    fence = None if directory is None else Fence(directory)
+    return Storage(directory, {key: size for key, size in sizes.items() if size is not None}, fence)
 
 
 def crucible_bytes(key: str, backend: CrucibleStorageBackend) -> int | None:

@@ -1,22 +1,28 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import attrs
 import trio
 
 from migrate.daemon.backends import storage_for
+from migrate.daemon.events import EventLog
+from migrate.daemon.fence import TrioFence
 from migrate.daemon.images import Image
 from migrate.daemon.wire import SocketWires, WireError
+from migrate.engine.ownership import StorageTaken
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
 from migrate.specs.crucible import unusable_requests
 from sim_vmm.birth import Birth
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
-from sim_vmm.guest import GuestProgram, Heartbeat, guest_in, read_heartbeat
+from sim_vmm.fence import Fence, FencedOff, FenceError
+from sim_vmm.guest import GuestDoesNotFit, GuestProgram, Heartbeat, guest_in, read_heartbeat
 from sim_vmm.lifecycle import MachineState
-from sim_vmm.machine import Machine, MachineError
+from sim_vmm.machine import MIB, Machine, MachineError
+from sim_vmm.memory import GuestMemory
 from sim_vmm.spec import Spec
 
 STEP_EVERY_S = 0.005
@@ -25,34 +31,74 @@ STEP_EVERY_S = 0.005
 
 @attrs.define
 class GuestRunner:
-    """A machine and the task that runs its guest, in a nursery that outlives both."""
+    """A machine and the task that runs its guest, in a nursery that outlives both.
+
+    `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
+    disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.
+    """
 
     machine: Machine
     program: GuestProgram
     nursery: trio.Nursery
+    remake: Callable[[Machine], Awaitable[Machine]] | None = None
+    fenced_off: trio.Event = attrs.field(factory=trio.Event)
+    refusal: FenceError | None = None
     _executing: trio.CancelScope | None = None
     _quiet: trio.Event = attrs.field(factory=trio.Event)
 
     async def pause(self) -> None:
-        """Return when no step is being executed, and the machine is paused."""
+        """Return when no step is being executed, and the machine is paused.
+
+        Raises:
+            StorageTaken: its disks are another's by now.
+        """
         if self._executing is not None:
             self._executing.cancel()
             await self._quiet.wait()
         if self.machine.state is MachineState.RUNNING:
-            self.machine.pause()
+            try:
+                self.machine.pause()
+            except FenceError as error:
+                self._fail(error)
+        if self.refusal is not None:
+            raise StorageTaken(self.refusal.found if isinstance(self.refusal, FencedOff) else None)
 
     async def resume(self) -> None:
-        """Let the guest go on, if it does not run already."""
+        """Let the guest go on, if it does not run already: where it was paused, or where an image left it."""
+        if self.machine.state is MachineState.CREATING:  # nothing is left of it but its disks
+            await self.start_over()
+            return
         if self.machine.state is MachineState.PAUSED:
             self.machine.resume()
+        if self.machine.state is MachineState.MIGRATING:
+            self.machine.start()
         if self._executing is None and self.machine.state is MachineState.RUNNING:
             self._quiet = trio.Event()
             self._executing = trio.CancelScope()
             self.nursery.start_soon(self._execute, self._executing, self._quiet)
 
+    async def start_over(self) -> None:
+        """Boot the guest from the machine's disks.
+
+        Raises:
+            MachineCreationFailed: this host cannot make the machine again, or the guest does not fit.
+        """
+        if self.machine.state is not MachineState.CREATING:
+            assert self.remake is not None, "whoever can be told to start over knows how to make a machine"
+            self.machine = await self.remake(self.machine)
+        try:
+            self.program.boot(self.machine)
+        except GuestDoesNotFit as error:
+            raise MachineCreationFailed(f"guest program {self.program.name!r} does not fit: {error}") from error
+        self.machine.start()
+        await self.resume()
+
     async def stop(self) -> None:
         """The machine ends here."""
-        await self.pause()
+        try:
+            await self.pause()
+        except StorageTaken:
+            pass  # it has failed, which stops as well
         if self.machine.state is not MachineState.STOPPED:
             self.machine.stop()
 
@@ -63,9 +109,16 @@ class GuestRunner:
                     self.program.step(self.machine)
                     self.machine.poll()
                     await trio.sleep(STEP_EVERY_S)
+        except FenceError as error:
+            self._fail(error)
         finally:
             self._executing = None
             quiet.set()
+
+    def _fail(self, error: FenceError) -> None:
+        self.refusal = error
+        self.machine.fail(str(error))
+        self.fenced_off.set()
 
 
 @attrs.define
@@ -74,42 +127,96 @@ class TrioHypervisor:
 
     With `audited`, an image of each machine is kept as it was just before it ran, for an audit: this costs the
     blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
-    the wire at the path `wire`, if there is one, and their disks in the directory `storage`.
+    the wire at the path `wire`, if there is one, and their disks in the directory `storage`, behind its fence.  Guest
+    RAM is in a file where `ram_path` says, if it does.
     """
 
     nursery: trio.Nursery
     audited: bool = False
     wire: Path | None = None
     storage: Path | None = None
+    ram_path: Callable[[Birth], Path] | None = None
     counters: InjectionCounters = attrs.field(factory=InjectionCounters)
     host_clock: HostClock = attrs.field(factory=SystemClock)
     runner: GuestRunner | None = None
     image: Image | None = None
     arrived_with: Heartbeat | None = None
+    rams: dict[Machine, Path] = attrs.field(factory=dict)
+    _register: Fence | None = None
+
+    @property
+    def fence(self) -> TrioFence | None:
+        return None if self.storage is None else TrioFence(self._present_register)
+
+    def _present_register(self) -> Fence:
+        assert self._register is not None, "there is a machine"
+        return self._register
 
     async def create(self, spec: Spec, birth: Birth) -> Machine:
+        return self.make(spec, birth)
+
+    def make(self, spec: Spec, birth: Birth, ram: Path | None = None) -> Machine:
+        """A machine that does not run; with `ram`, it has the RAM in that file.
+
+        Raises:
+            MachineCreationFailed: this host cannot make it.
+        """
+        memory_bytes = spec.board.memory_mb * MIB
         try:
             if reasons := list(unusable_requests(spec)):
                 raise ValueError(sentence(reasons))
-            return Machine.create(
+            memory, path = None, ram
+            if ram is not None:
+                memory = GuestMemory.open(ram, memory_bytes)
+            elif self.ram_path is not None:
+                path = self.ram_path(birth)
+                memory = GuestMemory.create(memory_bytes, path)
+            storage = storage_for(spec, self.storage)
+            machine = Machine.create(
                 spec,
                 host_clock=self.host_clock,
                 counters=self.counters,
                 birth=birth,
-                storage=storage_for(spec, self.storage),
+                memory=memory,
+                storage=storage,
                 wires=None if self.wire is None else SocketWires(self.wire),
             )
         except (MachineError, WireError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
+        self._register = storage.fence
+        if path is not None:
+            self.rams[machine] = path
+        return machine
 
     async def run(self, machine: Machine) -> None:
         if self.audited:
             self.image = Image.of(machine)
         self.arrived_with = read_heartbeat(machine.memory)
-        machine.start()
-        self.runner = GuestRunner(machine, guest_in(machine.memory), self.nursery)
+        self.runner = self.runner_of(machine, guest_in(machine.memory))
         await self.runner.resume()
 
+    def runner_of(self, machine: Machine, program: GuestProgram) -> GuestRunner:
+        return GuestRunner(machine, program, self.nursery, self.remake)
+
+    async def start_over(self, machine: Machine) -> None:
+        self.runner = self.runner_of(machine, guest_in(machine.memory))
+        await self.runner.start_over()
+
+    async def remake(self, machine: Machine) -> Machine:
+        """The title to the disks stays with this process."""
+        title = None if machine.storage.fence is None else machine.storage.fence.held
+        await self.discard(machine)
+        again = self.make(machine.spec, machine.birth)
+        if again.storage.fence is not None:
+            again.storage.fence.hold(title)
+        return again
+
     async def discard(self, machine: Machine) -> None:
-        machine.stop()
+        if machine.state is not MachineState.STOPPED:
+            machine.stop()
         machine.close()
+        path = self.rams.pop(machine, None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+

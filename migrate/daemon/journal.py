@@ -1,8 +1,22 @@
-"""The ownership record kept in memory: it survives cut connections, not the death of the process."""
+"""Ownership records kept in memory: they survive cut connections, not the death of the process.
+
+For daemons without a state directory; those with one keep theirs in it (migrate/daemon/state.py).
+"""
+
+from uuid import UUID
 
 import attrs
 
-from migrate.engine.handoff import Holding, Record
+from migrate.engine.handoff import NEVER_HAD, Holding, Record
+from sim_vmm.birth import Birth
+
+
+@attrs.frozen
+class Owed:
+    """What `peer` must be told of `generation`."""
+
+    generation: int
+    peer: str
 
 
 @attrs.define
@@ -10,18 +24,35 @@ class VolatileJournal:
     """A journal for one machine; see `migrate.engine.ports.Journal`."""
 
     record: Record
-    _highest: int = attrs.field(init=False)
+    highest: int = attrs.field(init=False)
+    debts: list[Owed] = attrs.field(factory=list)
+    keeps_images: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._highest = self.record.generation
+        self.highest = self.record.generation
 
     async def new_generation(self) -> int:
-        self._highest += 1
-        return self._highest
+        self.highest += 1
+        return self.highest
 
-    async def write(self, record: Record) -> None:
-        self._highest = max(self._highest, record.generation)
+    async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
+        self.highest = max(self.highest, record.generation)
         self.record = record
+        if owes_answer:
+            self.debts.append(Owed(record.generation, record.peer))
+
+    async def settle_debt(self, generation: int, peer: str) -> None:
+        self.debts = [debt for debt in self.debts if debt != Owed(generation, peer)]
+
+
+@attrs.define
+class VolatileJournals:
+    """The journals of a node that forgets them with its process; see `migrate.engine.ports.Journals`."""
+
+    kept: dict[UUID, VolatileJournal] = attrs.field(factory=dict)
+
+    async def of(self, birth: Birth, name: str) -> VolatileJournal:
+        return self.kept.setdefault(birth.vm_id, journal_of_stranger())
 
 
 def journal_of_owner() -> VolatileJournal:
@@ -31,4 +62,4 @@ def journal_of_owner() -> VolatileJournal:
 
 def journal_of_stranger() -> VolatileJournal:
     """For a node that has never had the machine."""
-    return VolatileJournal(Record(Holding.NOT_OWNER, 0))
+    return VolatileJournal(NEVER_HAD)

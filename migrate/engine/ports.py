@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from migrate.engine.handoff import Record
 from migrate.protocol.messages import Message, RamBatch
 from sim_vmm.birth import Birth
+from sim_vmm.fence import Title
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 
@@ -66,6 +67,12 @@ class RunningGuest(Protocol):
     async def resume(self) -> None:
         """Return when the guest executes, whether or not it did before."""
 
+    async def start_over(self) -> None:
+        """Boot the guest again from the machine's disks: `machine` is another one then."""
+
+    async def stop(self) -> None:
+        """Return when the guest executes no more, for good."""
+
 
 class Hypervisor(Protocol):
     """Makes and runs machines on the target."""
@@ -80,21 +87,76 @@ class Hypervisor(Protocol):
     async def run(self, machine: Machine) -> None:
         """Let the guest execute; return when it does."""
 
+    async def start_over(self, machine: Machine) -> None:
+        """Let the guest boot again, from the machine's disks and with nothing else of `machine`."""
+
     async def discard(self, machine: Machine) -> None:
-        """Tear down a machine that never ran here."""
+        """Tear down a machine that never ran here, or never will again."""
 
 
 class Journal(Protocol):
-    """The durable record of who owns the machine: see `handoff`."""
+    """The durable record of who owns one machine: see `handoff`."""
 
     @property
     def record(self) -> Record: ...
 
-    async def new_generation(self) -> int:
-        """A number above all that this machine's ownership ever used, noted before it is returned."""
+    @property
+    def highest(self) -> int:
+        """The highest generation that was ever used here."""
 
-    async def write(self, record: Record) -> None:
-        """Return when `record` is the one that will be found after any crash."""
+    @property
+    def keeps_images(self) -> bool:
+        """Whether an image given to `write` would be found again after the death of this process."""
+
+    async def new_generation(self) -> int:
+        """A number above all that this machine's ownership ever used, noted before it is returned.
+
+        Raises:
+            JournalFailed: it could not be noted.
+        """
+
+    async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
+        """Return when `record` is the one that will be found after any crash, `image` with it.
+
+        With `owes_answer` the record's peer must be told of it until `settle_debt`, even if this process dies.  An
+        image is forgotten with the next record that stands for none.
+
+        Raises:
+            JournalFailed: the old record stands.
+        """
+
+    async def settle_debt(self, generation: int, peer: str) -> None:
+        """`peer` has noted what it had to be told of `generation`."""
+
+
+class Journals(Protocol):
+    """The journals of a node, one for each machine that it ever had to do with."""
+
+    async def of(self, birth: Birth, name: str) -> Journal:
+        """The journal of the machine with that birth; `name` is what its source calls it."""
+
+
+class Fence(Protocol):
+    """The register in the storage that both nodes reach (`sim_vmm.fence`)."""
+
+    @property
+    def session(self) -> int:
+        """The session in which this node may use the disks; 0 if it may not."""
+
+    async def read(self) -> Title | None:
+        """What the register holds.
+
+        Raises:
+            StorageUnreachable: nobody can say.
+        """
+
+    async def take(self, expected: Title | None, title: Title) -> None:
+        """Replace `expected` by `title`, in whose session this node uses the disks from now on.
+
+        Raises:
+            TitleMoved: the register holds something else.
+            StorageUnreachable: nobody can say, and nothing has changed.
+        """
 
 
 class Observer(Protocol):

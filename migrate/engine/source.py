@@ -13,16 +13,30 @@ guest still runs.
 """
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any, Final
 
 import attrs
 
 from migrate.engine.attempt import Attempt
-from migrate.engine.handoff import Holding, Record, after_settle, answer_settle
+from migrate.engine.handoff import (
+    Holding,
+    Record,
+    Ruling,
+    Say,
+    on_declined,
+    on_owned,
+    on_ready,
+    on_unknown,
+    reclaiming,
+    rolling_back,
+)
+from migrate.engine.image import PauseImage
 from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
+from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
 from migrate.engine.policy import Decision, PrecopyPolicy
-from migrate.engine.ports import Clock, Journal, Link, Observer, RunningGuest
+from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, RunningGuest
 from migrate.engine.ram import RamSender
 from migrate.errors import (
     DeviceStateError,
@@ -41,10 +55,13 @@ from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
     Accept,
     Commit,
+    Declined,
     DevicesEnd,
     DeviceState,
     Failure,
     Hello,
+    Inquire,
+    Message,
     Owned,
     Paused,
     Payload,
@@ -55,7 +72,9 @@ from migrate.protocol.messages import (
     RoundStored,
     ServerState,
     Settle,
+    Standing,
     TimeOfDay,
+    Unknown,
     Welcome,
 )
 from migrate.reasons import Reason
@@ -74,6 +93,7 @@ class SourcePorts:
     journal: Journal
     clock: Clock
     observer: Observer
+    fence: Fence | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -87,16 +107,39 @@ class SourceSettings:
     bandwidth: float | None = None
 
 
-async def run_source(ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
+class Served(StrEnum):
+    """What came of a connection that did not fail."""
+
+    HANDED_OVER = "handed over"
+    """A target owns the machine: nothing is left to be done here."""
+    NOTHING_CHANGED = "nothing changed"
+    """A node was told about an earlier handoff; who runs the machine is as it was."""
+
+
+async def run_source(ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> Served:
     """Serve one connection of a target: migrate the machine away, or settle an earlier handoff.
 
-    Returns when the target owns the machine.  `attempt` is filled in whatever happens.
+    `attempt` is filled in whatever happens.
 
     Raises:
         MigrationError: the machine stays here, and runs again already.
         HandoffInDoubt: the machine was given away, and whether the target has it is unknown; it must not run here.
+        StorageTaken: the machine's storage is another's; it is stopped here for good.
     """
-    await _Source(ports, settings, attempt).run()
+    return await _Source(ports, settings, attempt).run()
+
+
+async def reclaim(ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
+    """Take back a machine that was given away, without an answer of the target, by the storage's fence.
+
+    Raises:
+        StorageTaken: the target has it; the machine is over here.
+        StorageUnreachable, JournalFailed: nothing has changed.
+    """
+    assert ports.fence is not None, "only the fence can tell that nobody has started the machine"
+    source = _Source(ports, settings, attempt)
+    await ports.fence.read()  # no number is spent on a storage that cannot answer
+    await source.ownership.carry_out(reclaiming(ports.journal.record, await ports.journal.new_generation()))
 
 
 class _Source:
@@ -105,33 +148,45 @@ class _Source:
         self.observer = ports.observer
         self.settings, self.attempt = settings, attempt
         self.machine = ports.guest.machine
+        self.target = ""
         self.ram = RamSender(
             self.machine.memory, ports.link, ports.clock, ports.observer, settings.bandwidth, attempt.rounds
+        )
+        self.ownership = Ownership(
+            node=settings.node,
+            machine=self.machine.birth.vm_id,
+            journal=ports.journal,
+            fence=ports.fence,
+            observer=ports.observer,
+            hands=Hands(run=self.run_again, drop=self.forget_machine, stop=self.guest.stop),
+            alarms=attempt.warnings,
         )
 
     def enter(self, phase: str) -> None:
         self.attempt.phase = phase
         self.observer.tell("phase", phase=phase)
 
-    async def run(self) -> None:
+    async def run(self) -> Served:
         self.enter("hello")
         first = await self.link.receive()
-        if isinstance(first, Settle):
-            await self.settle(first)
-            return
+        if isinstance(first, Settle | Inquire):
+            return await self.settle(first)
         assert isinstance(first, Hello), "the table allows nothing else"
+        self.target = first.node
         await self.welcome(first)  # nothing to undo yet; and a machine that was given away must not be resumed
         try:
             accepted = await self.negotiate()
             choice = common_versions(self.settings.release, accepted.imports)
             await self.copy_while_running()
             self.preflight(choice)
-            generation = await self.copy_the_rest(choice)
+            generation = await self.journal.new_generation()
+            image = await self.copy_the_rest(choice, generation)
             self.link.forbid_cancelling()
         except Exception as error:
             await self.roll_back(error)
             raise
-        await self.give_away(generation)
+        await self.give_away(generation, image)
+        return Served.HANDED_OVER
 
     async def welcome(self, hello: Hello) -> None:
         """Pick the newest common protocol version, and refuse while an earlier handoff is in doubt."""
@@ -215,8 +270,8 @@ class _Source:
             for message in self._device_messages(self.machine.preflight(chooser(choice))):
                 encode_frame(message)
 
-    async def copy_the_rest(self, choice: Common) -> int:
-        """The blackout, up to the target's promise that it holds everything: returns the generation it holds."""
+    async def copy_the_rest(self, choice: Common, generation: int) -> bytes | None:
+        """The blackout, up to the target's promise that it holds everything: returns the image, if it is to be kept."""
         attempt, link = self.attempt, self.link
         self.enter("pause")
         with attempt.step("pause"):
@@ -227,27 +282,31 @@ class _Source:
             await self.ram.send_round()
         self.enter("time data")
         with attempt.step("time data"):
-            await link.send(TimeOfDay(**attrs.asdict(self.machine.clock.export())))
+            time = TimeOfDay(**attrs.asdict(self.machine.clock.export()))
+            await link.send(time)
         self.enter("devices")
         with attempt.step("devices"):
-            await self.send_devices(choice)
+            devices = await self.send_devices(choice)
         self.enter("server state")
         with attempt.step("server state"):
-            await link.send(ServerState(**attrs.asdict(self.machine.console.export())))
+            server = ServerState(**attrs.asdict(self.machine.console.export()))
+            await link.send(server)
         self.enter("handoff")
         with attempt.step("ready"):
-            generation = await self.journal.new_generation()
             await link.send(Prepare(generation=generation))
+            image = None
+            if self.journal.keeps_images:  # made now, while the target works
+                image = PauseImage(time=time, devices=devices, server=server).encode()
             ready = await link.receive()
         if getattr(ready, "generation", None) != generation:
             raise RemoteProtocolError(f"{ready} does not answer generation {generation}")
         assert self.machine.memory.dirty.count == 0, "a paused machine dirtied memory after its last pages were sent"
-        return generation
+        return image
 
-    async def send_devices(self, choice: Common) -> None:
+    async def send_devices(self, choice: Common) -> tuple[DeviceState, ...]:
         with _device_errors():
             try:
-                messages = list(self._device_messages(self.machine.export_devices(chooser(choice))))
+                messages = tuple(self._device_messages(self.machine.export_devices(chooser(choice))))
             except (StateNotRepresentable, NoCommonPayload) as error:  # what the guest did since the pre-flight
                 reasons = tuple(not_representable(self.machine, choice))
                 raise StateRefused(reasons, Role.SOURCE) from error
@@ -255,6 +314,7 @@ class _Source:
             await self.link.send(message)
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
         await self.link.send(DevicesEnd(devices=len(messages)))
+        return messages
 
     def _device_messages(self, states: tuple[ExportedState, ...]) -> Iterator[DeviceState]:
         for state in states:
@@ -264,63 +324,91 @@ class _Source:
             )
             yield DeviceState(device=state.key, payloads=payloads)
 
-    async def give_away(self, generation: int) -> None:
+    async def give_away(self, generation: int, image: bytes | None) -> None:
         """The point of no return, and what the target makes of it.
 
         Raises:
             MigrationError: the target declined for good, and the machine runs here again.
             HandoffInDoubt: no answer.
         """
+        record = self.journal.record
+        highest = self.journal.highest
         with self.attempt.step("commit"):
+            ruling = on_ready(record, generation, self.target, preparing=generation, highest=highest)
             try:
-                await self.journal.write(Record(Holding.COMMITTED, generation))
-            except Exception as error:
-                await self.roll_back(error)
-                raise
-            self.attempt.committed = True
-            try:
-                await self.link.send(Commit(generation=generation))
+                await self.ownership.carry_out(ruling, self.link, image)
+                self.attempt.committed = True
                 answer = await self.link.receive()
             except MigrationError as error:
+                if self.journal.record == record:  # it could not even be noted
+                    await self.roll_back(error)
+                    raise
+                self.attempt.committed = True
                 raise HandoffInDoubt(
                     f"the machine was given away in generation {generation}, and then the link failed ({error}); it "
                     "stays paused here until the target comes back"
                 ) from error
         await self.conclude(answer, generation)
 
-    async def settle(self, settle: Settle) -> None:
-        """A target comes back after a lost connection; the journal decides what it is told."""
+    async def settle(self, asked: Settle | Inquire) -> Served:
+        """A target comes back after a lost connection or a restart; the journal decides what it is told."""
         self.enter("handoff")
-        if settle.machine != self.settings.machine_name:  # any answer about ours could end theirs, or release ours
+        if isinstance(asked, Inquire):
+            is_ours = asked.machine == self.machine.birth.vm_id.bytes and asked.source == self.settings.node
+            name, standing, self.target = asked.name, asked.standing, asked.node
+        else:
+            is_ours = asked.machine == self.settings.machine_name
+            name, standing = asked.machine, Standing.OWNS if asked.owned else Standing.HOLDS
+        if not is_ours:  # any answer about ours could end theirs, or release ours
             stranger = RemoteProtocolError(
-                f"the target asks about machine {quote(settle.machine)}; here is {quote(self.settings.machine_name)}"
+                f"the target asks about machine {quote(name)} of another node; here is "
+                f"{quote(self.settings.machine_name)} of {quote(self.settings.node)}"
             )
             await tell_failure(self.link, self.attempt.phase, stranger)
             raise stranger
-        record = self.journal.record
-        answer = answer_settle(record, settle)
-        await self.journal.write(after_settle(record, answer))
+        before = self.journal.record
+        ruling = self.answer_to(standing, asked.generation)
+        answer = next((effect.message for effect in ruling if isinstance(effect, Say)), None)
         if isinstance(answer, Commit):
             self.link.forbid_cancelling()
             try:
-                await self.link.send(answer)
+                await self.ownership.carry_out(ruling, self.link)
                 reply = await self.link.receive()
             except MigrationError as error:
-                raise HandoffInDoubt(f"the link failed again while settling generation {settle.generation}") from error
-            await self.conclude(reply, settle.generation)
-            return
+                raise HandoffInDoubt(f"the link failed again while settling generation {asked.generation}") from error
+            await self.conclude(reply, asked.generation)
+            return Served.HANDED_OVER
+        await self.do_all(ruling)
+        return self.settled(before, answer, asked.generation)
+
+    def answer_to(self, standing: Standing, generation: int) -> Ruling:
+        record = self.journal.record
+        match standing:
+            case Standing.HOLDS:
+                highest = self.journal.highest
+                return on_ready(record, generation, self.target, preparing=None, highest=highest)
+            case Standing.OWNS:
+                return on_owned(record, generation, self.target)
+            case Standing.PASSED_ON:
+                return on_owned(record, generation, self.target, runs=False)
+            case Standing.DECLINED:
+                return on_declined(record, generation, self.target)
+
+    def settled(self, before: Record, answer: Message | None, generation: int) -> Served:
+        """What an answer that ends the conversation means for the machine here."""
+        now = self.journal.record
         if isinstance(answer, Released):
-            self.forget_machine()
-            await self.say_released(settle.generation)
-            return
-        await self.link.send(answer)
+            if before.holding is Holding.COMMITTED and now.holding is Holding.OWNER:
+                raise self.declined(generation)
+            is_over = now.holding is Holding.NOT_OWNER
+            return Served.HANDED_OVER if is_over else Served.NOTHING_CHANGED
         raise Refused(
             [
                 Reason(
                     component="machine",
                     field="generation",
-                    have=f"{settle.generation}, held by the target",
-                    need=f"the one in the journal here: {record}",
+                    have=f"{generation}, held by the target",
+                    need=f"the one in the journal here: {now}",
                 )
             ],
             Role.SOURCE,
@@ -330,37 +418,66 @@ class _Source:
         """The target's choice: `O(n)` there is `N(n)` here, a `Declined` gives the machine back."""
         if getattr(answer, "generation", None) != generation:
             raise HandoffInDoubt(f"{answer} does not answer generation {generation}")
+        record = self.journal.record
         if isinstance(answer, Owned):
-            await self.journal.write(Record(Holding.NOT_OWNER, generation))
-            self.forget_machine()
-            await self.say_released(generation)
-            return
-        await self.journal.write(Record(Holding.OWNER, generation))
-        error = PeerFailed("target", "handoff", "Declined", f"it will not run generation {generation}")
-        await self.roll_back(error)
-        await self.say_released(generation)
-        raise error
+            await self.do_all(on_owned(record, generation, self.target))
+        elif isinstance(answer, Declined):
+            await self.do_all(on_declined(record, generation, self.target))
+            if self.journal.record.holding is Holding.OWNER:
+                raise self.declined(generation)
+        else:
+            assert isinstance(answer, Unknown), "the table allows nothing else"
+            await self.do_all(on_unknown(record, generation, self.target))
+        if self.journal.record.holding is Holding.COMMITTED:
+            raise HandoffInDoubt(
+                f"the target answers {answer}, which says nothing of who has generation {generation}; the machine "
+                "stays paused here"
+            )
 
-    async def say_released(self, generation: int) -> None:
-        """The target need not ask again; if this is lost, it will."""
+    def declined(self, generation: int) -> PeerFailed:
+        return PeerFailed("target", "handoff", "Declined", f"it will not run generation {generation}")
+
+    async def do_all(self, ruling: Ruling) -> None:
+        """Carry out what ends in a last acknowledgement: if only that is lost, the target will ask again.
+
+        Raises:
+            HandoffInDoubt: the target's choice could not be noted, so that it is as if it had not been heard.
+            StorageTaken: the machine is over here.
+        """
         try:
-            await self.link.send(Released(generation=generation))
+            await self.ownership.carry_out(ruling, self.link)
+        except StorageTaken:
+            raise
         except MigrationError as error:
+            record = self.journal.record
+            if record.holding is Holding.COMMITTED:
+                raise HandoffInDoubt(
+                    f"the target has answered, and that could not be noted ({error}); the machine stays paused here "
+                    "until the target asks again"
+                ) from error
             self.attempt.warnings.append(f"the last acknowledgement was lost: {error}")
 
-    def forget_machine(self) -> None:
+    async def run_again(self, image_is_good: bool) -> None:
+        """The machine is ours again, and its pages are to be sent again by the next attempt."""
+        if image_is_good:
+            self.machine.memory.dirty.restore()
+            await self.guest.resume()
+        else:
+            await self.guest.start_over()
+        self.observer.tell("rolled back", phase=self.attempt.phase)
+
+    async def forget_machine(self) -> None:
         self.machine.memory.dirty.settle()
         self.observer.tell("handed over", generation=self.journal.record.generation)
 
     async def roll_back(self, error: Exception) -> None:
         """Undo an attempt that came to nothing: dirty pages, then the guest, then a word to the peer."""
-        assert self.journal.record.holding is Holding.OWNER, "only the owner may let the guest run"
-        self.machine.memory.dirty.restore()
-        await self.guest.resume()
-        self.observer.tell("rolled back", phase=self.attempt.phase)
-        knows_already = isinstance(error, Refused | PeerFailed) and not isinstance(error, StateRefused)
-        if isinstance(error, MigrationError) and not knows_already:
-            await tell_failure(self.link, self.attempt.phase, error)
+        try:
+            await self.ownership.carry_out(rolling_back(self.journal.record))
+        finally:
+            knows_already = isinstance(error, Refused | PeerFailed) and not isinstance(error, StateRefused)
+            if isinstance(error, MigrationError) and not knows_already:
+                await tell_failure(self.link, self.attempt.phase, error)
 
 
 async def tell_failure(link: Link, phase: str, error: MigrationError) -> None:

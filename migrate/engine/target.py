@@ -7,26 +7,40 @@ becomes of the image, so a lost link leaves it held, not run: `ImageHeld`.
 """
 
 from typing import Any
+from uuid import UUID
 
 import attrs
 
 from migrate.engine.attempt import Attempt
-from migrate.engine.handoff import Holding, Record
+from migrate.engine.handoff import (
+    Effect,
+    Holding,
+    Record,
+    Ruling,
+    on_abandon,
+    on_commit,
+    on_gone,
+    on_prepare,
+    on_released,
+    on_unknown,
+    standing_of,
+    writes,
+)
+from migrate.engine.image import PauseImage, import_clock, import_console, import_states, read_device
 from migrate.engine.negotiation import Acceptable, judge
-from migrate.engine.ports import Clock, Hypervisor, Journal, Link, Observer
+from migrate.engine.ownership import Hands, Ownership, StorageTaken
+from migrate.engine.ports import Clock, Fence, Hypervisor, Journal, Journals, Link, Observer
 from migrate.engine.ram import RamReceiver
 from migrate.engine.source import tell_failure
 from migrate.errors import (
-    DeviceStateError,
     HandoffInDoubt,
     MachineCreationFailed,
     MigrationError,
     PeerFailed,
     Refused,
     RemoteProtocolError,
-    TimeDataError,
 )
-from migrate.payloads import PayloadError, decode_payload, warm_up_payloads
+from migrate.payloads import warm_up_payloads
 from migrate.protocol.frames import warm_up_messages
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
@@ -34,44 +48,39 @@ from migrate.protocol.messages import (
     Commit,
     DevicesEnd,
     DeviceState,
+    Gone,
     Hello,
-    Owned,
+    Inquire,
     Paused,
-    Payload,
     Preamble,
     Prepare,
     RamBatch,
-    Ready,
     Refuse,
     Released,
     Role,
     RoundEnd,
     RoundStored,
     ServerState,
-    Settle,
+    Standing,
     TimeOfDay,
+    Unknown,
     Welcome,
 )
 from migrate.reasons import Reason
 from migrate.releases import Release
 from migrate.specs.replacements import Replacements
-from sim_vmm.clock import TimeData
-from sim_vmm.clock import TimeDataError as MachineTimeDataError
-from sim_vmm.console import ConsoleState, ConsoleStateError
-from sim_vmm.devices.errors import DeviceStateError as MachineDeviceError
 from sim_vmm.machine import DeviceState as ImportedState
 from sim_vmm.machine import Machine
-from sim_vmm.payloads import Payload as MachinePayload
-from sim_vmm.payloads import Schema
 
 
 @attrs.frozen(kw_only=True)
 class TargetPorts:
     link: Link
     hypervisor: Hypervisor
-    journal: Journal
+    journals: Journals
     clock: Clock
     observer: Observer
+    fence: Fence | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -83,24 +92,30 @@ class TargetSettings:
 
 @attrs.frozen(kw_only=True)
 class Arrived:
-    """A machine that runs here now.  `settled` is false if the source does not know yet: see `settle`."""
+    """A machine that runs here now.  `settled` is false if the source does not know yet: see `tell_answer`."""
 
     machine: Machine
     machine_name: str
     generation: int
+    source: str
     settled: bool
 
 
 class ImageHeld(HandoffInDoubt):
     """The complete image is here and the source has not said what becomes of it.  It must not run until it does."""
 
-    def __init__(self, machine: Machine, machine_name: str, generation: int, cause: MigrationError) -> None:
+    def __init__(self, machine: Machine, machine_name: str, record: Record, cause: MigrationError) -> None:
         super().__init__(
-            f"the complete image of generation {generation} is here, and then the link failed ({cause}); it must not "
-            "run until the source says so"
+            f"the complete image of generation {record.generation} is here, and then the link failed ({cause}); it "
+            "must not run until the source says so"
         )
-        self.machine, self.machine_name, self.generation = machine, machine_name, generation
+        self.machine, self.machine_name, self.generation = machine, machine_name, record.generation
+        self.source = record.peer
         self.cause = cause
+
+
+class Declined(MigrationError):
+    """The source gave the machine away, and it cannot run here: the source was told, or will be, and has it again."""
 
 
 async def run_target(ports: TargetPorts, settings: TargetSettings, attempt: Attempt) -> Arrived:
@@ -118,11 +133,13 @@ async def run_target(ports: TargetPorts, settings: TargetSettings, attempt: Atte
 class _Target:
     def __init__(self, ports: TargetPorts, settings: TargetSettings, attempt: Attempt) -> None:
         self.ports = ports
-        self.link, self.hypervisor, self.journal = ports.link, ports.hypervisor, ports.journal
+        self.link, self.hypervisor = ports.link, ports.hypervisor
         self.observer = ports.observer
         self.settings, self.attempt = settings, attempt
         self.machine: Machine | None = None
-        self.machine_name = ""
+        self.machine_name = self.source = ""
+        self.journal: Journal | None = None
+        self.image: PauseImage | None = None
 
     def enter(self, phase: str) -> None:
         self.attempt.phase = phase
@@ -134,12 +151,11 @@ class _Target:
             machine = self.machine = await self.negotiate()
             machine.receive()
             await self.fill(machine)
-            generation = await self.promise()
+            handoff = await self.promise(machine)
         except Exception as error:
             await self.give_up(error)
             raise
-        await self.await_commit(machine, generation)
-        return await take_over(self.ports, machine, self.machine_name, generation, self.attempt)
+        return await self.await_commit(handoff)
 
     async def greet(self) -> None:
         self.enter("hello")
@@ -151,6 +167,7 @@ class _Target:
         assert isinstance(answer, Welcome), "the table allows nothing else"
         if answer.protocol_version not in PROTOCOL_VERSIONS:
             raise RemoteProtocolError(f"the source chose protocol version {answer.protocol_version}, not one of ours")
+        self.source = answer.node
 
     async def negotiate(self) -> Machine:
         """Judge the preamble; make the machine before saying yes, so that every refusal is a cheap one."""
@@ -160,6 +177,10 @@ class _Target:
         self.enter("verdict")
         self.machine_name = preamble.machine
         verdict = judge(preamble, self.settings.release, self.settings.replacements)
+        if isinstance(verdict, Acceptable):
+            self.journal = await self.ports.journals.of(verdict.birth, self.machine_name)
+            if self.journal.record.holding is Holding.OWNER:
+                verdict = (owned_here(self.journal.record),)
         if isinstance(verdict, Acceptable):
             try:
                 machine = await self.hypervisor.create(verdict.spec, verdict.birth)
@@ -186,18 +207,20 @@ class _Target:
             ram.mark_received_dirty()
         self.enter("time data")
         with attempt.step("time data"):
-            self.set_clock(machine, await self.link.receive())
+            time = await self.link.receive()
+            assert isinstance(time, TimeOfDay), "the table allows nothing else"
+            warning = import_clock(machine, time)
+            if warning is not None:
+                attempt.warnings.append(warning)
         self.enter("devices")
         with attempt.step("devices"):
-            await self.receive_devices(machine)
+            devices = await self.receive_devices(machine)
         self.enter("server state")
         with attempt.step("server state"):
-            state = await self.link.receive()
-            assert isinstance(state, ServerState), "the table allows nothing else"
-            try:
-                machine.console.import_(ConsoleState(**attrs.asdict(state)))
-            except ConsoleStateError as error:
-                raise RemoteProtocolError(f"console history: {error}") from error
+            server = await self.link.receive()
+            assert isinstance(server, ServerState), "the table allows nothing else"
+            import_console(machine, server)
+        self.image = PauseImage(time=time, devices=devices, server=server)
 
     async def receive_while_running(self, ram: RamReceiver) -> None:
         self.enter("ram")
@@ -219,73 +242,56 @@ class _Target:
             await ram.take(message)
         ram.end_round(message)
 
-    def set_clock(self, machine: Machine, message: Any) -> None:
-        assert isinstance(message, TimeOfDay), "the table allows nothing else"
-        try:
-            flight = machine.clock.import_(TimeData(**attrs.asdict(message)))
-        except MachineTimeDataError as error:
-            raise TimeDataError(str(error)) from error
-        if flight.warning is not None:
-            self.attempt.warnings.append(flight.warning)
-
-    async def receive_devices(self, machine: Machine) -> None:
+    async def receive_devices(self, machine: Machine) -> tuple[DeviceState, ...]:
+        messages: list[DeviceState] = []
         states: list[ImportedState] = []
         while not isinstance(message := await self.link.receive(), DevicesEnd):
             assert isinstance(message, DeviceState), "the table allows nothing else"
             if len(states) == len(machine.devices):
                 raise RemoteProtocolError(f"the source sends more states than the machine's {len(states)} devices")
-            try:
-                payloads = tuple(self.read_payload(payload) for payload in message.payloads)
-            except PayloadError as error:
-                raise DeviceStateError(f"device {message.device!r}: {error}") from error
-            states.append(ImportedState(message.device, payloads))
+            messages.append(message)
+            states.append(read_device(message, self.settings.release))
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
         if message.devices != len(states):
             raise RemoteProtocolError(f"the source says that it sent {message.devices} devices; {len(states)} arrived")
-        try:
-            machine.import_devices(states)
-        except MachineDeviceError as error:
-            raise DeviceStateError(str(error)) from error
+        import_states(machine, states)
+        return tuple(messages)
 
-    def read_payload(self, payload: Payload) -> MachinePayload:
-        """Raises PayloadError if this build does not know its version, whatever this program has code for."""
-        schema = Schema(payload.kind, payload.version)
-        release = self.settings.release
-        if not release.knows(schema):
-            known = ", ".join(map(str, release.payloads.get(schema.kind, ()))) or "none"
-            raise PayloadError(f"{schema} has arrived, and the target ({release.name}) knows versions {known} of it")
-        return decode_payload(schema, payload.data)
-
-    async def promise(self) -> int:
+    async def promise(self, machine: Machine) -> "Handoff":
         """Note that the image is complete, then say so.  From here on only the source can end this."""
         self.enter("handoff")
         prepare = await self.link.receive()
         assert isinstance(prepare, Prepare), "the table allows nothing else"
-        generation = prepare.generation
-        floor = self.journal.record
-        if generation <= floor.generation:
-            raise RemoteProtocolError(
-                f"generation {generation} is not above {floor}: the source's journal went backwards"
-            )
-        self.link.forbid_cancelling()
+        assert self.journal is not None, "the verdict needed it"
+        assert self.image is not None, "it has just been filled"
+        handoff = Handoff.of(self.ports, self.settings, self.journal, machine, self.machine_name, self.attempt)
         with self.attempt.step("ready"):
-            await self.journal.write(Record(Holding.READY, generation))
-        return generation
+            session = await handoff.ownership.session()
+            ruling = on_prepare(self.journal.record, prepare.generation, self.source, session)
+            if writes(ruling) is None:
+                await handoff.ownership.carry_out(ruling)
+                raise RemoteProtocolError(self.attempt.warnings.pop())
+            self.link.forbid_cancelling()
+            image = self.image.encode() if self.journal.keeps_images else None
+            *note, handoff.ready = ruling
+            await handoff.ownership.carry_out(tuple(note), image=image)
+        return handoff
 
-    async def await_commit(self, machine: Machine, generation: int) -> None:
+    async def await_commit(self, handoff: "Handoff") -> Arrived:
         """Raises ImageHeld if the link fails, and another MigrationError if the source kept the machine."""
+        record = handoff.journal.record
         try:
             with self.attempt.step("commit"):
-                await self.link.send(Ready(generation=generation))
+                await handoff.ownership.carry_out((handoff.ready,), self.link)
                 commit = await self.link.receive()
-                if getattr(commit, "generation", None) != generation:
-                    raise RemoteProtocolError(f"{commit} is not for generation {generation}")
-        except PeerFailed as error:
-            await self.journal.write(Record(Holding.NOT_OWNER, generation))
-            await self.give_up(error)
+                if getattr(commit, "generation", None) != record.generation:
+                    raise RemoteProtocolError(f"{commit} is not for generation {record.generation}")
+        except PeerFailed:  # it has undone the attempt
+            await handoff.ownership.carry_out(on_abandon(record, record.generation, record.peer))
             raise
         except MigrationError as error:
-            raise ImageHeld(machine, self.machine_name, generation, error) from error
+            raise handoff.held(error) from error
+        return await handoff.take_over()
 
     async def give_up(self, error: Exception) -> None:
         if self.machine is not None:
@@ -294,57 +300,193 @@ class _Target:
             await tell_failure(self.link, self.attempt.phase, error)
 
 
-async def take_over(
-    ports: TargetPorts, machine: Machine, machine_name: str, generation: int, attempt: Attempt
-) -> Arrived:
-    """The source has committed: note that the machine is ours, then run it, then say so."""
-    with attempt.step("own"):
-        await ports.journal.write(Record(Holding.OWNER, generation))
-        attempt.committed = True
+def owned_here(record: Record) -> Reason:
+    return Reason(
+        component="machine",
+        field="ownership",
+        have=f"here already, in generation {record.generation}",
+        need="a node that does not run it",
+    )
+
+
+@attrs.define(kw_only=True)
+class Handoff:
+    """The last steps of a machine that is here completely: in the conversation that brought it, or in a later one."""
+
+    ports: TargetPorts
+    journal: Journal
+    machine: Machine
+    machine_name: str
+    attempt: Attempt
+    ownership: Ownership
+    ready: Effect = attrs.field(init=False)
+
+    @classmethod
+    def of(
+        cls,
+        ports: TargetPorts,
+        settings: TargetSettings,
+        journal: Journal,
+        machine: Machine,
+        machine_name: str,
+        attempt: Attempt,
+    ) -> "Handoff":
+        ownership = Ownership(
+            node=settings.node,
+            machine=machine.birth.vm_id,
+            journal=journal,
+            fence=ports.fence,
+            observer=ports.observer,
+            hands=Hands(
+                run=lambda image_is_good: _run(ports, machine, attempt, image_is_good=image_is_good),
+                drop=lambda: ports.hypervisor.discard(machine),
+            ),
+            alarms=attempt.warnings,
+        )
+        return cls(
+            ports=ports,
+            journal=journal,
+            machine=machine,
+            machine_name=machine_name,
+            attempt=attempt,
+            ownership=ownership,
+        )
+
+    def held(self, cause: MigrationError) -> ImageHeld:
+        return ImageHeld(self.machine, self.machine_name, self.journal.record, cause)
+
+    async def take_over(self) -> Arrived:
+        """The source has committed: note that the machine is ours, then run it, then say so.
+
+        Raises:
+            Declined: it cannot run here, ever.
+            ImageHeld: that could not be noted, and one may ask again.
+        """
+        record = self.journal.record
+        generation = record.generation
+        *run, tell = on_commit(record, generation, record.peer)
+        try:
+            with self.attempt.step("own"):
+                await self.ownership.carry_out(tuple(run), self.ports.link)
+        except StorageTaken as taken:
+            await self.hear_released(generation)
+            raise Declined(str(taken)) from taken
+        except MachineCreationFailed:
+            raise
+        except MigrationError as error:
+            raise self.held(error) from error
+        self.attempt.committed = True
+        self.ports.observer.tell("taken over", generation=generation)
+        settled = await self.tell(tell, generation)
+        return Arrived(
+            machine=self.machine,
+            machine_name=self.machine_name,
+            generation=generation,
+            source=record.peer,
+            settled=settled,
+        )
+
+    async def tell(self, say: Any, generation: int) -> bool:
+        """Tell the source that it is released; whether it is known to have heard."""
+        try:
+            await self.ownership.carry_out((say,), self.ports.link)
+        except MigrationError:
+            return False
+        return await self.hear_released(generation)
+
+    async def hear_released(self, generation: int) -> bool:
+        record = self.journal.record
+        try:
+            answer = await self.ports.link.receive()
+            await self.ownership.carry_out(answered(record, answer, generation, record.peer))
+        except MigrationError:
+            return False
+        return isinstance(answer, Released)
+
+
+async def _run(ports: TargetPorts, machine: Machine, attempt: Attempt, *, image_is_good: bool) -> None:
     with attempt.step("run"):
-        await ports.hypervisor.run(machine)
-    ports.observer.tell("taken over", generation=generation)
-    settled = await say_owned(ports.link, generation)
-    return Arrived(machine=machine, machine_name=machine_name, generation=generation, settled=settled)
+        if image_is_good:
+            await ports.hypervisor.run(machine)
+        else:
+            await ports.hypervisor.start_over(machine)
 
 
-async def say_owned(link: Link, generation: int) -> bool:
-    """Tell the source that it is released; whether it is known to have heard."""
-    try:
-        await link.send(Owned(generation=generation))
-        return await link.receive() == Released(generation=generation)
-    except MigrationError:
-        return False
-
-
-async def settle_image(ports: TargetPorts, held: ImageHeld, attempt: Attempt) -> Arrived | None:
+async def settle_image(
+    ports: TargetPorts, settings: TargetSettings, journal: Journal, held: ImageHeld, attempt: Attempt
+) -> Arrived | None:
     """Ask the source, over a new connection, what becomes of an image: run it, or None once it is discarded.
 
     Raises:
+        HandoffInDoubt: the source does not know, or says that it is long over; a person must look.
         MigrationError: no answer; the image is still held, and one may ask again.
     """
     attempt.phase = "handoff"
     ports.link.forbid_cancelling()
-    await ports.link.send(Settle(machine=held.machine_name, generation=held.generation, owned=False))
-    answer = await ports.link.receive()
-    match answer:
-        case Commit(generation=held.generation):
-            return await take_over(ports, held.machine, held.machine_name, held.generation, attempt)
-        case Abandon(generation=held.generation):
-            await ports.journal.write(Record(Holding.NOT_OWNER, held.generation))
-            await ports.hypervisor.discard(held.machine)
-            return None
-        case _:
-            raise RemoteProtocolError(f"{answer} does not settle generation {held.generation}")
+    handoff = Handoff.of(ports, settings, journal, held.machine, held.machine_name, attempt)
+    record = journal.record
+    machine = held.machine.birth.vm_id
+    answer = await inquire(ports.link, settings.node, machine, held.machine_name, record, Standing.HOLDS)
+    if answer == Commit(generation=record.generation):
+        return await handoff.take_over()
+    await handoff.ownership.carry_out(answered(record, answer, record.generation, record.peer))
+    if answer == Abandon(generation=record.generation):
+        return None
+    if isinstance(answer, Gone | Unknown):
+        raise NobodyKnows(
+            f"the source answers {type(answer).__name__} about generation {record.generation}: it must not run here"
+        )
+    raise RemoteProtocolError(f"{answer} does not settle generation {record.generation}")
 
 
-async def settle_ownership(link: Link, arrived: Arrived) -> None:
-    """Tell the source, over a new connection, that the machine runs here.
+class NobodyKnows(HandoffInDoubt):
+    """The source answered, and its answer settles nothing: asking again will not help, a person must look."""
+
+
+async def tell_answer(link: Link, ownership: Ownership, machine_name: str, generation: int, source: str) -> None:
+    """Tell `source`, over a new connection, what became here of a generation that it gave away.
 
     Raises:
+        NobodyKnows: it has other evidence; telling it again will not help.
         MigrationError: it could not be told; one may try again.
     """
-    await link.send(Settle(machine=arrived.machine_name, generation=arrived.generation, owned=True))
-    answer = await link.receive()
-    if answer != Released(generation=arrived.generation):
-        raise RemoteProtocolError(f"the source answers {answer} although generation {arrived.generation} runs here")
+    record = ownership.record
+    asked = attrs.evolve(record, generation=generation, peer=source)
+    answer = await inquire(
+        link, ownership.node, ownership.machine, machine_name, asked, standing_of(record, generation)
+    )
+    await ownership.carry_out(answered(record, answer, generation, source))
+    if answer != Released(generation=generation):
+        raise NobodyKnows(f"the source answers {answer} about generation {generation}, and here is {record}")
+
+
+def answered(record: Record, answer: object, generation: int, sender: str) -> Ruling:
+    """What the rule book makes of the last word of a conversation."""
+    match answer:
+        case Released():
+            return on_released(record, generation, sender)
+        case Abandon():
+            return on_abandon(record, generation, sender)
+        case Gone():
+            return on_gone(record, generation, sender)
+        case Unknown():
+            return on_unknown(record, generation, sender)
+        case _:
+            return ()
+
+
+async def inquire(
+    link: Link, node: str, machine: UUID, machine_name: str, record: Record, standing: Standing
+) -> object:
+    """What the source, the peer of `record`, answers to a target that comes back."""
+    await link.send(
+        Inquire(
+            machine=machine.bytes,
+            name=machine_name,
+            generation=record.generation,
+            standing=standing,
+            node=node,
+            source=record.peer,
+        )
+    )
+    return await link.receive()

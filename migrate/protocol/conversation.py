@@ -22,7 +22,9 @@ from migrate.protocol.messages import (
     DevicesEnd,
     DeviceState,
     Failure,
+    Gone,
     Hello,
+    Inquire,
     Message,
     Owned,
     Paused,
@@ -38,6 +40,7 @@ from migrate.protocol.messages import (
     ServerState,
     Settle,
     TimeOfDay,
+    Unknown,
     Welcome,
 )
 
@@ -90,10 +93,17 @@ NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
     (Phase.OWNED, TARGET, Declined): Phase.RELEASE,
     (Phase.RELEASE, SOURCE, Released): Phase.ENDED,
     # A target that lost its connection during the handoff comes back to settle it.
+    (Phase.HELLO, TARGET, Inquire): Phase.SETTLE,
     (Phase.HELLO, TARGET, Settle): Phase.SETTLE,
     (Phase.SETTLE, SOURCE, Commit): Phase.OWNED,
     (Phase.SETTLE, SOURCE, Abandon): Phase.ENDED,
     (Phase.SETTLE, SOURCE, Released): Phase.ENDED,
+    (Phase.SETTLE, SOURCE, Gone): Phase.ENDED,
+    (Phase.SETTLE, SOURCE, Unknown): Phase.ENDED,
+    # Either may find that its records say nothing of what the other claims.
+    (Phase.OWNED, TARGET, Unknown): Phase.ENDED,
+    (Phase.RELEASE, SOURCE, Gone): Phase.ENDED,
+    (Phase.RELEASE, SOURCE, Unknown): Phase.ENDED,
 }
 
 

@@ -305,7 +305,7 @@ class Released:
 
 @attrs.frozen(kw_only=True)
 class Settle:
-    """A target that lost its connection during the handoff comes back, in place of `Hello`.
+    """The first form of `Inquire`, which does not say who asks; answered still, and no longer sent.
 
     `owned` is false while it only holds the image (READY again), true once it owns the machine (OWNED again).
     """
@@ -322,6 +322,55 @@ class Abandon:
     """The image of this generation must never run: the source kept the machine."""
 
     TYPE: ClassVar[int] = 55
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+class Standing(StrEnum):
+    """How a target stands to the generation that it asks about."""
+
+    HOLDS = "holds"
+    """It holds the complete image and runs nothing."""
+    OWNS = "owns"
+    """It owns that generation, and runs the machine."""
+    PASSED_ON = "passed on"
+    """It has owned that generation, and given the machine away since."""
+    DECLINED = "declined"
+    """It will never run it."""
+
+
+@attrs.frozen(kw_only=True)
+class Inquire:
+    """A target comes back to settle a handoff, in place of `Hello`; who it is and whom it asks cannot be mistaken.
+
+    `machine` is the system's UUID of the machine's birth, `name` what people call it; `node` asks, `source` is the node
+    from which the machine came.
+    """
+
+    TYPE: ClassVar[int] = 56
+    BODY_MAX: ClassVar[int] = 4 * KIBIBYTE
+    machine: Annotated[bytes, Exactly(16)]
+    name: Name
+    generation: U64
+    standing: Standing
+    node: Name
+    source: Name
+
+
+@attrs.frozen(kw_only=True)
+class Gone:
+    """That generation is over: the journal of whoever asks went backwards, or it was declared dead."""
+
+    TYPE: ClassVar[int] = 57
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    generation: U64
+
+
+@attrs.frozen(kw_only=True)
+class Unknown:
+    """No evidence of that generation here.  Nothing follows from it."""
+
+    TYPE: ClassVar[int] = 58
     BODY_MAX: ClassVar[int] = KIBIBYTE
     generation: U64
 
@@ -359,6 +408,9 @@ Message = (
     | Released
     | Settle
     | Abandon
+    | Inquire
+    | Gone
+    | Unknown
     | Failure
 )
 
@@ -386,6 +438,9 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Released,
         Settle,
         Abandon,
+        Inquire,
+        Gone,
+        Unknown,
         Failure,
     )
 }
