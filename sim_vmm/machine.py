@@ -134,29 +134,36 @@ class Machine:
         birth: Birth = NEWEST,
         storage: Storage | None = None,
         wires: Wires | None = None,
+        memory: GuestMemory | None = None,
     ) -> Self:
         """A new machine, all reset, which shows its guest what `birth` says.
 
-        `memory_bytes` replaces the RAM size of the spec, for tests.  The machine closes `storage` and `wires` with
-        itself; without the one, disks outside the machine are volatile, without the other, no NIC has a cable.
+        `memory_bytes` replaces the RAM size of the spec, for tests.  `memory` is RAM of that size which is there
+        already, with content or without.  Without `storage` disks outside the machine are volatile, without `wires` no
+        NIC has a cable.  The machine closes all three with itself; if none can be made, they are closed as well.
 
         Raises:
             MachineError: `spec` breaks limits of instance-specs §6; the error lists them all.
-            ValueError: `memory_bytes` is not a positive multiple of the page size.
+            ValueError: the RAM size is not a positive multiple of the page size, or not that of `memory`.
             OSError: the host does not give the memory or a disk.
         """
         storage = Storage() if storage is None else storage
         wires = NoWires() if wires is None else wires
-        errors = check_initialisation(spec)
-        if errors:
-            raise MachineError(tuple(errors))
-        memory = GuestMemory.create(spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes)
         try:
+            errors = check_initialisation(spec)
+            if errors:
+                raise MachineError(tuple(errors))
+            size = spec.board.memory_mb * MIB if memory_bytes is None else memory_bytes
+            if memory is None:
+                memory = GuestMemory.create(size)
+            elif len(memory.view) != size:
+                raise ValueError(f"guest RAM of {len(memory.view)} bytes for a machine that has {size}")
             return cls(spec, memory, GuestClock(host_clock), counters, birth, storage, wires)
         except BaseException:
             wires.close()
             storage.close()
-            memory.close()
+            if memory is not None:
+                memory.close()
             raise
 
     def start(self) -> None:

@@ -1,9 +1,14 @@
-"""Guest RAM: one sparse file in memory, mapped once.
+"""Guest RAM: one sparse file, mapped once; in memory only, or at a path, where it outlives its process.
 
 The guest sees *guest-physical addresses* (GPA): up to 3 GiB of RAM from address 0, the rest from 4 GiB, between them a
-hole for devices (instance-specs §6, "RAM layout").  We count *pages*: the regions lie back to back in a memfd, and page
-n is the n-th 4096 bytes of it.  Pages that nobody has touched are holes in the file: they read as zero and cost no host
-memory, so a 128 GiB machine is free until it is used.
+hole for devices (instance-specs §6, "RAM layout").  We count *pages*: the regions lie back to back in the file, and
+page n is the n-th 4096 bytes of it.  Pages that nobody has touched are holes in the file: they read as zero and cost no
+host memory, so a 128 GiB machine is free until it is used.
+
+Without a path the file is a memfd and goes with the process.  With one, whatever was written is in the file at once,
+however the process ends: the mapping is shared, so the kernel has it, and `open` finds it.  It is not made lasting: the
+file outlives its process, not its host.  A guest that touches more than the file system has room for kills its process
+(SIGBUS); nothing is set aside beforehand.
 
 There are two ways to write, and they must not be confused:
 
@@ -11,13 +16,14 @@ There are two ways to write, and they must not be confused:
   the old content for an armed snapshot (snapshot.py).
 - A migration receives straight into `pages` or `view`, which nobody watches, and calls `mark_dirty()` for what it has
   stored: on the new host, too, "dirty since ever" must be all content (protocol-phases §5), or the machine could
-  not migrate on.
+  not migrate on.  `open` does the same for what it finds.
 """
 
 import errno
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, Self
 
 import attrs
@@ -25,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim_vmm.dirty import DirtyPages, PageIndices
-from sim_vmm.snapshot import PAGE_SIZE, Pages, Snapshot
+from sim_vmm.snapshot import PAGE_SIZE, Pages, Snapshot, nonzero_pages
 
 __all__ = ["HIGH_RAM_BASE", "LOW_RAM_MAX", "PAGE_SIZE", "GuestAddressError", "GuestMemory", "RamRegion", "ram_layout"]
 
@@ -33,6 +39,8 @@ GIB: Final = 1 << 30
 #: RAM below the device hole, in bytes, and the address at which RAM goes on above it.
 LOW_RAM_MAX: Final = 3 * GIB
 HIGH_RAM_BASE: Final = 4 * GIB
+#: Pages looked at together when RAM is opened: 1 MiB, which stays in a cache.
+SEARCH_PAGES: Final = 256
 
 
 class GuestAddressError(Exception):
@@ -66,7 +74,7 @@ def ram_layout(memory_bytes: int) -> tuple[RamRegion, ...]:
 
 
 class GuestMemory:
-    """The RAM of one machine.  Make it with `create`; close it, or use it as a context manager."""
+    """The RAM of one machine.  Make it with `create` or `open`; close it, or use it as a context manager."""
 
     def __init__(self, file: int, memory_bytes: int) -> None:
         """Map `memory_bytes` of the open file descriptor `file`, which this object closes.
@@ -86,21 +94,56 @@ class GuestMemory:
         self._closed = False
 
     @classmethod
-    def create(cls, memory_bytes: int) -> Self:
+    def create(cls, memory_bytes: int, path: Path | None = None) -> Self:
         """New RAM, all zero, nothing dirty.
+
+        With a `path` its file is there, for this user only.  A file that was there is removed; whoever has it mapped
+        keeps it.
 
         Raises:
             ValueError: the size is not a positive multiple of the page size.
-            OSError: the host gives no memory file of this size.
+            OSError: the host gives no file of this size.
         """
         ram_layout(memory_bytes)  # refuse a bad size before there is anything to clean up
-        file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        if path is None:
+            file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        else:
+            path.unlink(missing_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(file, memory_bytes)
             return cls(file, memory_bytes)
         except BaseException:
             os.close(file)
+            if path is not None:
+                path.unlink(missing_ok=True)
             raise
+
+    @classmethod
+    def open(cls, path: Path, memory_bytes: int) -> Self:
+        """The RAM that was created at `path`, with its content; every page that is not all zero is dirty.
+
+        Raises:
+            ValueError: the size is not a positive multiple of the page size, or not that of the file.
+            FileNotFoundError: there is none.
+            OSError: the host does not give it.
+        """
+        ram_layout(memory_bytes)
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(file).st_size
+            if size != memory_bytes:
+                raise ValueError(f"the guest RAM in {path} has {size} bytes, not {memory_bytes}")
+            memory = cls(file, memory_bytes)
+        except BaseException:
+            os.close(file)
+            raise
+        try:
+            memory._mark_content()
+        except BaseException:
+            memory.close()
+            raise
+        return memory
 
     @property
     def pages(self) -> Pages:
@@ -190,16 +233,21 @@ class GuestMemory:
         self.dirty.mark(page_indices)
 
     def data_ranges(self) -> Iterator[range]:
-        """The bytes of `view` that are no holes, ascending; all others are zero, and reading them would cost memory."""
+        """The bytes of `view` that are no holes: whole pages, ascending.
+
+        All others are zero, and reading them would cost memory.  A file system may call all of the file data.
+        """
         size, end = len(self.view), 0
         while end < size:
             try:
-                start = os.lseek(self._file, end, os.SEEK_DATA)
+                data = os.lseek(self._file, end, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     return
                 raise
-            end = os.lseek(self._file, start, os.SEEK_HOLE)
+            # The blocks of a file system need not be pages.
+            start = data // PAGE_SIZE * PAGE_SIZE
+            end = -(-os.lseek(self._file, data, os.SEEK_HOLE) // PAGE_SIZE) * PAGE_SIZE
             yield range(start, end)
 
     def mark_dirty(self, pages: npt.NDArray[Any]) -> None:
@@ -243,6 +291,12 @@ class GuestMemory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _mark_content(self) -> None:
+        for data in self.data_ranges():
+            for first in range(data.start // PAGE_SIZE, data.stop // PAGE_SIZE, SEARCH_PAGES):
+                content = self._pages[first : min(first + SEARCH_PAGES, data.stop // PAGE_SIZE)]
+                self.dirty.mark(first + np.flatnonzero(nonzero_pages(content)))
 
     def _disarm(self) -> None:
         self._snapshot = None

@@ -122,7 +122,10 @@ class Snapshot:
         return self._pages
 
     def _next_data(self, offset: int) -> int | None:
-        """The first byte from `offset` that is not in a hole.  Holes only shrink, so none of our data is in one."""
+        """The first byte from `offset` that is not in a hole.  Holes only shrink, so none of our data is in one.
+
+        It may be zero: file systems call more than what was written data, and some all of the file.
+        """
         if offset >= self._ram.size:
             return None
         try:

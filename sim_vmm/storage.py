@@ -5,24 +5,32 @@ key; a path that a spec names is never opened.  Both daemons of a migration are 
 
     <key>.disk                         a file backend: the bytes of the disk
     <key>.region/data, /generation     a Crucible backend: the bytes, and which owner of the machine may write them
+    fence                              whose I/O the disks take, if there is a fence
 
 Names are percent-encoded, so that no key reaches out of the directory; a long one ends in its digest.
 
 Without a directory a disk is in this process's memory only.  That is good for a rehearsal of everything but the disk:
 as soon as the guest has written to it, the machine must not migrate, and `lost_on_migration` says so.
 
+With a fence (sim_vmm/fence.py), every read, write and flush of a disk in the directory is done under its check, and is
+refused with the fence's errors as soon as the register names another session: they are no OSError, so that they stop
+the machine instead of reaching the guest.  Opening a disk is not fenced, as a machine is made before it owns anything;
+it writes nothing but the size of a file that is empty, and the first generation of a region.
+
 Blob backends are no business of this module: their bytes are state of the machine (`sim_vmm.devices.blob`).
 """
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 import attrs
 
+from sim_vmm.fence import Fence
 from sim_vmm.platform import BlockBackend
 from sim_vmm.spec.components import CrucibleStorageBackend, FileStorageBackend
 
@@ -50,9 +58,9 @@ class Lost:
 
 
 class FileDisk:
-    """A disk in a file, made sparse if there is none; close it."""
+    """A disk in a file, made sparse if there is none; close it.  With a `fence`, I/O raises its errors: see there."""
 
-    def __init__(self, path: Path, *, size: int, readonly: bool, block_size: int) -> None:
+    def __init__(self, path: Path, *, size: int, readonly: bool, block_size: int, fence: Fence | None = None) -> None:
         """An existing file keeps its size.
 
         Raises:
@@ -60,6 +68,7 @@ class FileDisk:
         """
         self.readonly = readonly
         self.block_size = block_size
+        self._check: Final[Callable[[], AbstractContextManager[None]]] = nullcontext if fence is None else fence.check
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         existing = os.fstat(self._file).st_size
         if existing == 0:
@@ -69,7 +78,8 @@ class FileDisk:
     def read(self, offset: int, length: int) -> bytes:
         """Raises OSError if the host cannot read it, ValueError if a byte of the range lies outside the disk."""
         _check_range(self.size, offset, length)
-        data = os.pread(self._file, length, offset)
+        with self._check():
+            data = os.pread(self._file, length, offset)
         return data.ljust(length, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
@@ -78,11 +88,14 @@ class FileDisk:
             raise ValueError("this disk is read-only")
         _check_range(self.size, offset, len(data))
         done = 0
-        while done < len(data):
-            done += os.pwrite(self._file, data[done:], offset + done)
+        with self._check():
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], offset + done)
 
     def flush(self) -> None:
-        os.fdatasync(self._file)
+        """Raises OSError if the host cannot say that all that was written is on the medium."""
+        with self._check():
+            os.fdatasync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -94,13 +107,15 @@ class RegionDisk(FileDisk):
     A region is born in generation 1; the handoff of a migration moves it on and fences the former owner off.
     """
 
-    def __init__(self, directory: Path, *, size: int, readonly: bool, block_size: int) -> None:
+    def __init__(
+        self, directory: Path, *, size: int, readonly: bool, block_size: int, fence: Fence | None = None
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory: Final = directory
         self._generation: Final = directory / "generation"
         if not self._generation.exists():
             self._generation.write_text(f"{FIRST_GENERATION}\n")
-        super().__init__(directory / "data", size=size, readonly=readonly, block_size=block_size)
+        super().__init__(directory / "data", size=size, readonly=readonly, block_size=block_size, fence=fence)
 
     @property
     def generation(self) -> int:
@@ -151,11 +166,15 @@ class VolatileDisk:
 class Storage:
     """The disks of one machine outside of it.  `sizes` are bytes by backend key, where the spec's request says so.
 
-    Without a `directory` they are volatile.  Each backend is opened once; close the storage to close them.
+    Without a `directory` they are volatile.  Each backend is opened once; close the storage to close them, and the
+    `fence` of the directory after them.
     """
 
-    def __init__(self, directory: Path | None = None, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, directory: Path | None = None, sizes: Mapping[str, int] | None = None, fence: Fence | None = None
+    ) -> None:
         self.directory: Final = directory
+        self.fence: Final = fence
         self._sizes: Final = dict(sizes or {})
         self._open: dict[str, tuple[str, FileDisk | VolatileDisk]] = {}
 
@@ -182,6 +201,8 @@ class Storage:
         for _, disk in self._open.values():
             disk.close()
         self._open = {}
+        if self.fence is not None:
+            self.fence.close()
 
     def _make(
         self, key: str, backend: CrucibleStorageBackend | FileStorageBackend, size: int
@@ -191,7 +212,8 @@ class Storage:
             return VolatileDisk(size=size, readonly=backend.readonly, block_size=block_size)
         name = file_name(key)
         kind, suffix = (FileDisk, "disk") if isinstance(backend, FileStorageBackend) else (RegionDisk, "region")
-        return kind(self.directory / f"{name}.{suffix}", size=size, readonly=backend.readonly, block_size=block_size)
+        path = self.directory / f"{name}.{suffix}"
+        return kind(path, size=size, readonly=backend.readonly, block_size=block_size, fence=self.fence)
 
 
 def file_name(key: str) -> str:

@@ -31,10 +31,12 @@ from sim_vmm.drivers.nvme import NvmeDriver
 from sim_vmm.drivers.uart import UartDriver
 from sim_vmm.drivers.virtio_blk import VirtioBlkDriver
 from sim_vmm.drivers.virtio_net import VirtioNetDriver
+from sim_vmm.fence import Fence
 from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
 from sim_vmm.machine import DeviceState, Machine, MachineError, Obstacle
+from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import Schema
-from sim_vmm.spec import PciPath, SpecKey
+from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import (
     BootSettings,
     Component,
@@ -127,6 +129,45 @@ def test_memory_has_the_size_of_the_spec_unless_told() -> None:
         make_spec(COM1), host_clock=ManualClock(), counters=InjectionCounters(), memory_bytes=8192
     ) as machine:
         assert machine.memory.page_count == 2
+
+
+def test_a_machine_takes_ram_that_is_there_already(tmp_path: Path) -> None:
+    with GuestMemory.create(4 * MIB, tmp_path / "ram") as old:
+        old.write(5000, b"content")
+    memory = GuestMemory.open(tmp_path / "ram", 4 * MIB)
+    with Machine.create(
+        make_spec(COM1), host_clock=ManualClock(), counters=InjectionCounters(), memory=memory
+    ) as machine:
+        assert machine.memory is memory
+        assert machine.memory.read(5000, 7) == b"content"
+        assert machine.memory.dirty.dirty_pages().tolist() == [1]
+    with pytest.raises(ValueError, match="closed"):
+        memory.read(0, 1)
+
+
+def test_a_machine_that_cannot_be_made_closes_what_it_was_given(tmp_path: Path) -> None:
+    good, bad = make_spec({**COM1, **FILE_DISK}), make_spec(COM1, cpus=0)
+    (tmp_path / "disk-backend.disk").mkdir()  # no disk can be opened there
+    cases: list[tuple[Spec, int, int | None, type[Exception], str]] = [
+        (good, MIB, None, ValueError, f"RAM of {MIB} bytes for a machine that has {4 * MIB}"),
+        (good, 4 * MIB, MIB, ValueError, f"RAM of {4 * MIB} bytes for a machine that has {MIB}"),
+        (good, 4 * MIB, None, OSError, "directory"),
+        (bad, 4 * MIB, None, MachineError, "cpus"),
+    ]
+    for spec, ram_bytes, memory_bytes, error, text in cases:
+        memory, fence = GuestMemory.create(ram_bytes), Fence(tmp_path)
+        with pytest.raises(error, match=text):
+            Machine.create(
+                spec,
+                host_clock=ManualClock(),
+                counters=InjectionCounters(),
+                memory_bytes=memory_bytes,
+                storage=Storage(tmp_path, fence=fence),
+                memory=memory,
+            )
+        for closed in (lambda memory=memory: memory.read(0, 1), fence.read):
+            with pytest.raises(ValueError, match="closed"):
+                closed()
 
 
 def test_closing_leaks_no_file() -> None:
