@@ -197,6 +197,10 @@ class Fence:
         self.swap(expected, new)
         self._held, self._held_record = new, _encode(new)
 
+    def hold(self, title: Title | None) -> None:
+        """Do I/O under `title`, which this process has taken before with another object of this register."""
+        self._held, self._held_record = title, None if title is None else _encode(title)
+
     def release(self) -> None:
         """The machine has ended in order: nobody uses the disks, if they were still ours.  Nothing is held afterwards.
 

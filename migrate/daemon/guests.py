@@ -15,6 +15,7 @@ from migrate.engine.ownership import StorageTaken
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
 from migrate.specs.crucible import unusable_requests
+from migrate.specs.offer import Variant, offer, variants_of
 from sim_vmm.birth import Birth
 from sim_vmm.clock import HostClock, SystemClock
 from sim_vmm.devices.failure_injector import InjectionCounters
@@ -142,6 +143,7 @@ class TrioHypervisor:
     image: Image | None = None
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
+    documents: dict[Machine, Variant] = attrs.field(factory=dict)
     _register: Fence | None = None
 
     @property
@@ -153,7 +155,10 @@ class TrioHypervisor:
         return self._register
 
     async def create(self, spec: Spec, birth: Birth) -> Machine:
-        return self.make(spec, birth)
+        machine = self.make(spec, birth)
+        if self.ram_path is not None:  # now, and not in the blackout
+            self.documents[machine] = variants_of(offer(spec))[0]
+        return machine
 
     def make(self, spec: Spec, birth: Birth, ram: Path | None = None) -> Machine:
         """A machine that does not run; with `ram`, it has the RAM in that file.
@@ -188,6 +193,11 @@ class TrioHypervisor:
             self.rams[machine] = path
         return machine
 
+    def adopt(self, machine: Machine, ram: Path) -> None:
+        """A machine that was made over RAM that was there."""
+        self.rams[machine] = ram
+        self.documents[machine] = variants_of(offer(machine.spec))[0]
+
     async def run(self, machine: Machine) -> None:
         if self.audited:
             self.image = Image.of(machine)
@@ -215,8 +225,7 @@ class TrioHypervisor:
         if machine.state is not MachineState.STOPPED:
             machine.stop()
         machine.close()
+        self.documents.pop(machine, None)
         path = self.rams.pop(machine, None)
         if path is not None:
             path.unlink(missing_ok=True)
-
-

@@ -51,8 +51,11 @@ class VolatileJournals:
 
     kept: dict[UUID, VolatileJournal] = attrs.field(factory=dict)
 
-    async def of(self, birth: Birth, name: str) -> VolatileJournal:
+    def journal(self, birth: Birth) -> VolatileJournal:
         return self.kept.setdefault(birth.vm_id, journal_of_stranger())
+
+    async def of(self, birth: Birth, name: str) -> VolatileJournal:
+        return self.journal(birth)
 
 
 def journal_of_owner() -> VolatileJournal:

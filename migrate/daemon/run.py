@@ -8,9 +8,9 @@ order.  A daemon started with `attached` ends when its standard input does, so t
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -18,21 +18,26 @@ from uuid import uuid4
 import attrs
 import trio
 
+from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
-from migrate.daemon.journal import journal_of_owner, journal_of_stranger
+from migrate.daemon.node import AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
-from migrate.daemon.source import SourceDaemon
-from migrate.daemon.target import TargetDaemon
+from migrate.daemon.source import RECLAIM_AFTER_S, SourceDaemon
+from migrate.daemon.state import Kept, StateDirectory, StateError
+from migrate.daemon.target import TELL_FOR_S, TargetDaemon
+from migrate.engine.handoff import Claim, Holding, Record
+from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
-from migrate.errors import MachineCreationFailed
-from migrate.releases import Release
-from sim_vmm.guest import GuestDoesNotFit, GuestProgram, read_heartbeat
+from migrate.errors import JournalFailed, MachineCreationFailed, StorageUnreachable
+from migrate.protocol.messages import Role
+from sim_vmm.fence import FencedOff, FenceError
+from sim_vmm.guest import GuestProgram, read_heartbeat
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
@@ -46,53 +51,6 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     AUDIT_VIOLATED = 3
     INTERRUPTED = 130
-
-
-class BadInput(Exception):
-    """Something that was asked for cannot be: one clear line, exit code 2."""
-
-
-@attrs.frozen(kw_only=True)
-class Address:
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """`HOST:PORT`, an IPv6 address in brackets.
-
-        Raises:
-            BadInput: anything else.
-        """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
-            raise BadInput(f"{text!r} is no address: expected HOST:PORT, such as 127.0.0.1:4600 or [::1]:4600")
-        return cls(host=host, port=int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def require_loopback(self, insecure: bool) -> None:
-        """Off loopback anybody could take or give a machine, so it has to be asked for in so many words.
-
-        Raises:
-            BadInput: not on loopback, and not told to.
-        """
-        if not self.is_loopback and not insecure:
-            raise BadInput(
-                f"{self} is not on loopback, where a migration is neither encrypted nor authenticated; use 127.0.0.1, "
-                "or say --insecure"
-            )
 
 
 _INTERRUPT_MESSAGES: Final = {
@@ -176,125 +134,353 @@ class Process:
 
 
 @attrs.frozen(kw_only=True)
-class SourceOptions:
-    """`wire` is a network, `storage` the directory of the disks; into `artefacts` goes what is left of the machine."""
+class Places:
+    """Where a daemon keeps things: `wire` is a network, `storage` the directory of the disks, `state` what survives it.
 
-    spec: Spec
-    listen: Address
-    settings: SourceSettings
-    program: GuestProgram
-    attached: bool = False
-    audited: bool = False
+    Into `artefacts` goes what is left of the machine at the end.
+    """
+
     wire: Path | None = None
     storage: Path | None = None
+    state: Path | None = None
     artefacts: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Birthplace:
+    """A machine to be born: its spec, what it is called, and what its guest does.
+
+    With `take_storage` its disks are taken from whoever the register in the storage names.
+    """
+
+    spec: Spec
+    name: str
+    program: GuestProgram
+    take_storage: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class SourceOptions:
+    """`birth` is the machine to make, unless there is one in the state directory; `listen` as remembered if None."""
+
+    birth: Birthplace | None
+    listen: Address | None
+    settings: SourceSettings
+    places: Places = attrs.field(factory=Places)
+    reclaim_after_s: float = RECLAIM_AFTER_S
+    attached: bool = False
+    audited: bool = False
+    die_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
 @attrs.frozen(kw_only=True)
 class TargetOptions:
-    """`listen`: be a source in turn, once the machine is here.  The paths are as in `SourceOptions`."""
+    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here."""
 
-    source: Address
+    source: Address | None
     settings: TargetSettings
+    places: Places = attrs.field(factory=Places)
     retries: int = 0
     listen: Address | None = None
     as_source: SourceSettings | None = None
+    reclaim_after_s: float = RECLAIM_AFTER_S
     attached: bool = False
     audited: bool = False
-    wire: Path | None = None
-    storage: Path | None = None
-    artefacts: Path | None = None
+    die_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
+#: How long a node that comes for a machine first tells what it owes for others.
+PAY_FIRST_FOR_S: Final = 10.0
+DEFAULT_LISTEN: Final = Address(host="127.0.0.1", port=4600)
+
+#: Facts of a node in its state directory.
+LISTENS_AT: Final = "listens at"
+SOURCE_AT: Final = "source at"
+
+
+@attrs.define
+class Run:
+    """One daemon from its start to its end: what both have in common.
+
+    `runner` has the machine that is here, to be stopped at the end.
+    """
+
+    options: SourceOptions | TargetOptions
+    events: EventLog
+    process: Process = attrs.field(init=False)
+    runner: GuestRunner | None = None
+    target: TargetDaemon | None = None
+    source: SourceDaemon | None = None
+    _node: Node | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.process = Process(self.events, self.options.attached)
+        if self.options.die_at is not None:
+            self.events.listeners.append(killer_at(self.options.die_at))
+
+    @property
+    def node(self) -> Node:
+        assert self._node is not None, "it has been opened"
+        return self._node
+
+    def open_node(self, nursery: trio.Nursery) -> Node:
+        """The node of this process, with what it remembers.
+
+        Raises:
+            BadInput: the state directory cannot be used.
+        """
+        places, settings = self.options.places, self.options.settings
+        hypervisor = TrioHypervisor(nursery, audited=self.options.audited, wire=places.wire, storage=places.storage)
+        node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=self.events)
+        if places.state is not None:
+            try:
+                state = StateDirectory.open(places.state)
+            except StateError as error:
+                raise BadInput(str(error)) from error
+            node.state, node.name = state, state.node
+            hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
+            state.on_point = lambda point: self.events.tell("point", name=point)
+            node.forget_unused_ram()
+        self._node = node
+        return node
+
+    async def to_its_end(self, main: Callable[[trio.Nursery], Awaitable[None]]) -> tuple[ExitCode, dict[str, Any]]:
+        """Run `main`, stop what is here, and report.
+
+        Raises:
+            BadInput: `main` did.
+        """
+        try:
+            code = await self.process.run(main, self.cancel_attempt)
+            return code, await finish(self, self.options.places.artefacts)
+        finally:
+            if self._node is not None:
+                self._node.close()
+
+    def cancel_attempt(self) -> Cancelling:
+        daemon = self.source or self.target
+        return Cancelling.NOTHING_TO_CANCEL if daemon is None else daemon.cancel_attempt()
+
+    @property
+    def attempts(self) -> list[AttemptOutcome]:
+        return [*(self.target.attempts if self.target else ()), *(self.source.attempts if self.source else ())]
+
+    async def serve(self, listeners: list[trio.SocketListener], journal: AnyJournal, settings: SourceSettings) -> None:
+        """Be the source of the machine that is here, until it is handed over or must not run here any more."""
+        assert self.runner is not None, "a machine is here"
+        daemon = self.source = SourceDaemon(
+            self.runner,
+            journal,
+            settings,
+            self.events,
+            node=self.node,
+            deadlines=self.options.deadlines,
+            reclaim_after_s=self.options.reclaim_after_s,
+        )
+        host, port = listeners[0].socket.getsockname()[:2]
+        address = str(Address(host=host, port=port))
+        if self.node.state is not None:
+            await self.node.state.set_fact(LISTENS_AT, address)
+        self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name)
+        await daemon.serve(listeners)
+        self.runner = daemon.runner
+        if self.options.audited and not daemon.lost:
+            self.events.tell("image", image=await Image.of(daemon.runner.machine).facts())
+        self.process.end(ExitCode.NOT_DONE if daemon.lost else ExitCode.DONE)
+
+    async def heed_fence(self, runner: GuestRunner, journal: AnyJournal) -> None:
+        """For a machine that nobody serves: it is over here when its disks are another's."""
+        await runner.fenced_off.wait()
+        refusal = runner.refusal
+        self.events.tell("fenced off", message=str(refusal))
+        await self.node.ownership(runner, journal).lose(refusal.found if isinstance(refusal, FencedOff) else None)
+        self.process.end(ExitCode.NOT_DONE)
+
+
 async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[ExitCode, dict[str, Any]]:
-    """Boot the machine, serve it until it is handed over or somebody ends it, and report.
+    """Boot the machine, or find it in the state directory, serve it until it is handed over or somebody ends it.
 
     Raises:
         BadInput: the machine cannot be made, or the address cannot be listened on.
     """
-    process = Process(events, options.attached)
-    daemons: list[SourceDaemon] = []
+    run = Run(options, events)
 
     async def main(nursery: trio.Nursery) -> None:
-        hypervisor = TrioHypervisor(nursery, wire=options.wire, storage=options.storage)
-        listeners = await listen(options.listen)
-        machine = await boot(options.spec, options.program, hypervisor, options.settings.release)
-        runner = GuestRunner(machine, options.program, nursery)
-        await runner.resume()
-        daemon = SourceDaemon(runner, journal_of_owner(), options.settings, events, deadlines=options.deadlines)
-        daemons.append(daemon)
-        await serve(daemon, listeners, events, options.audited)
-        process.end(ExitCode.DONE)
+        node = run.open_node(nursery)
+        listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN)
+        with refusing_bad_input():
+            run.runner, journal, name = await source_machine(options, node)
+        await run.serve(listeners, journal, attrs.evolve(options.settings, node=node.name, machine_name=name))
 
-    code = await process.run(main, lambda: daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL)
-    if not daemons:  # ended while still booting
-        return code, await finish(None, [], events, options.artefacts)
-    daemon = daemons[0]
-    report = await finish(daemon.runner, daemon.attempts, events, options.artefacts)
-    in_doubt = daemon.attempts and daemon.attempts[-1].outcome is Outcome.IN_DOUBT
+    code, report = await run.to_its_end(main)
+    in_doubt = run.attempts and run.attempts[-1].outcome is Outcome.IN_DOUBT
     return (ExitCode.NOT_DONE if code is ExitCode.DONE and in_doubt else code), report
 
 
-async def serve(daemon: SourceDaemon, listeners: list[trio.SocketListener], events: EventLog, audited: bool) -> None:
-    """Serve until the machine is handed over; with `audited`, tell what it was."""
-    host, port = listeners[0].socket.getsockname()[:2]
-    events.tell("listening", address=str(Address(host=host, port=port)), machine=daemon.settings.machine_name)
-    await daemon.serve(listeners)
-    if audited:
-        events.tell("image", image=await Image.of(daemon.runner.machine).facts())
+async def source_machine(options: SourceOptions, node: Node) -> tuple[GuestRunner, AnyJournal, str]:
+    """The machine that a source serves: it runs, or waits for a target to settle."""
+    kept = node.found()
+    birth = options.birth
+    if kept is None:
+        if birth is None:
+            raise BadInput(nothing_here(options.places.state, "give the SPEC of a machine that is to be born here"))
+        claim = Claim.FORCE if birth.take_storage else Claim.BIRTH
+        runner, journal = await node.bear(
+            birth.spec, birth.name, birth.program, options.settings.release.birth(uuid4()), claim
+        )
+        return runner, journal, birth.name
+    name = known_machine(kept).name
+    if birth is not None and birth.name != name:
+        raise BadInput(
+            f"{options.places.state} holds machine {name!r}, not {birth.name!r}: leave the SPEC out to go on with it, or "
+            "give another --state-dir"
+        )
+    match kept.record.holding:
+        case Holding.OWNER:
+            runner, journal = await node.start_again(kept)
+        case Holding.COMMITTED:
+            runner, journal, lost = await node.hold_again(kept, new_attempt(Role.SOURCE))
+            node.events.tell("in doubt", message=in_doubt(kept.record, lost))
+        case _:
+            raise BadInput(
+                f"{options.places.state} holds the image of {name!r}, of which its source has to say what becomes: "
+                f"start it with migrate target --state-dir {options.places.state}"
+            )
+    return runner, journal, name
+
+
+def in_doubt(record: Record, lost: ImageLost | None) -> str:
+    rest = "" if lost is None else f"; {lost}, so if it comes back it starts from its disks"
+    return (
+        f"the machine was given away in generation {record.generation} to {record.peer}, whose answer is not known; it "
+        f"stays paused until that node asks{rest}"
+    )
+
+
+def nothing_here(state: Path | None, instead: str) -> str:
+    where = "there is no --state-dir" if state is None else f"{state} holds no machine that could be started"
+    return f"{where}: {instead}"
+
+
+def remembered(given: Address | None, node: Node, fact: str) -> Address | None:
+    """What was given, else what the node remembers."""
+    text = None if given is not None or node.state is None else node.state.fact(fact)
+    return given if text is None else Address.parse(text)
+
+
+@contextmanager
+def refusing_bad_input() -> Iterator[None]:
+    """What a machine's start may object to is what a person asked for."""
+    try:
+        yield
+    except MachineCreationFailed as error:
+        raise BadInput(f"this machine cannot be made: {error}") from error
+    except StorageTaken as error:
+        raise BadInput(
+            f"{error}; if nothing runs there any more, say --take-storage, or settle it with migrate resolve"
+        ) from error
+    except (JournalFailed, StorageUnreachable) as error:
+        raise BadInput(str(error)) from error
+
+
+def killer_at(point: str) -> Callable[[dict[str, Any]], None]:
+    """For tests: die by SIGKILL, without another instruction, when a point is passed, `NAME` or its `NAME#2`nd time."""
+    name, _, number = point.partition("#")
+    left = int(number or 1)
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal left
+        if event["event"] == "point" and event["name"] == name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return watch
 
 
 async def run_target_daemon(options: TargetOptions, events: EventLog) -> tuple[ExitCode, dict[str, Any]]:
-    """Migrate a machine in, run it until somebody ends it or it is migrated away, and report."""
-    process = Process(events, options.attached)
-    targets: list[TargetDaemon] = []
-    sources: list[SourceDaemon] = []
+    """Migrate a machine in, or find it in the state directory, run it until somebody ends it or it is migrated away.
+
+    Raises:
+        BadInput: there is neither a source nor a machine, or an address cannot be listened on.
+    """
+    run = Run(options, events)
 
     async def main(nursery: trio.Nursery) -> None:
-        listeners = await listen(options.listen) if options.listen is not None else []
-        hypervisor = TrioHypervisor(nursery, audited=options.audited, wire=options.wire, storage=options.storage)
-        journal = journal_of_stranger()
-        source = options.source
-        target = TargetDaemon(
-            source.host,
-            source.port,
-            hypervisor,
-            journal,
-            options.settings,
-            events,
-            retries=options.retries,
-            deadlines=options.deadlines,
-        )
-        targets.append(target)
-        arrived = await target.migrate_in()
-        if arrived is None:
-            process.end(ExitCode.INTERRUPTED if target.cancelled else ExitCode.NOT_DONE)
-            return
-        assert hypervisor.runner is not None, "the hypervisor has just run the machine"
-        events.tell("running", machine=arrived.machine_name)
-        await tell_blackout(hypervisor, events)
-        if not arrived.settled:
-            nursery.start_soon(target.keep_telling, arrived)
-        if hypervisor.image is not None:
-            events.tell("image", image=await hypervisor.image.facts())
-        if options.as_source is not None:
-            settings = attrs.evolve(options.as_source, machine_name=arrived.machine_name)
-            daemon = SourceDaemon(hypervisor.runner, journal, settings, events, deadlines=options.deadlines)
-            sources.append(daemon)
-            await serve(daemon, listeners, events, options.audited)
-            process.end(ExitCode.DONE)
+        await be_target(options, run, nursery)
 
-    def cancel_attempt() -> Cancelling:
-        daemons: list[SourceDaemon | TargetDaemon] = [*sources, *targets]
-        return daemons[0].cancel_attempt() if daemons else Cancelling.NOTHING_TO_CANCEL
+    code, report = await run.to_its_end(main)
+    return (ExitCode.INTERRUPTED if code is ExitCode.DONE and run.runner is None else code), report
 
-    code = await process.run(main, cancel_attempt)
-    runner = targets[0].hypervisor.runner if targets else None
-    attempts = [*(targets[0].attempts if targets else ()), *(sources[0].attempts if sources else ())]
-    report = await finish(runner, attempts, events, options.artefacts)
-    return (ExitCode.INTERRUPTED if code is ExitCode.DONE and runner is None else code), report
+
+async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> None:
+    node = run.open_node(nursery)
+    source = remembered(options.source, node, SOURCE_AT)
+    kept = node.found()
+    if source is None and (kept is None or kept.record.holding is Holding.READY):
+        raise BadInput(nothing_here(options.places.state, "give the HOST:PORT of a source"))
+    if node.state is not None and source is not None:
+        await node.state.set_fact(SOURCE_AT, str(source))
+    listeners = [] if options.listen is None else await listen(options.listen)
+    settings = attrs.evolve(options.settings, node=node.name)
+    target = run.target = TargetDaemon(
+        source or DEFAULT_LISTEN, node, settings, run.events, retries=options.retries, deadlines=options.deadlines
+    )
+    with refusing_bad_input():
+        name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
+    if node.hypervisor.runner is None or journal is None:
+        run.process.end(ExitCode.INTERRUPTED if target.cancelled else ExitCode.NOT_DONE)
+        return
+    runner = run.runner = node.hypervisor.runner
+    run.events.tell("running", machine=name)
+    await tell_blackout(node.hypervisor, run.events)
+    nursery.start_soon(target.tell, node.ownership(runner, journal), journal, name)
+    if node.hypervisor.image is not None:
+        run.events.tell("image", image=await node.hypervisor.image.facts())
+    if options.as_source is not None:
+        await run.serve(listeners, journal, attrs.evolve(options.as_source, machine_name=name, node=node.name))
+    else:
+        await run.heed_fence(runner, journal)
+
+
+async def come_in(target: TargetDaemon, node: Node) -> tuple[str, AnyJournal | None]:
+    """A machine from the source; the hypervisor runs none afterwards if it did not come."""
+    await pay(target, node, PAY_FIRST_FOR_S)
+    arrived = await target.migrate_in()
+    if arrived is None:
+        await pay(target, node)
+        return "", None
+    return arrived.machine_name, target.journal
+
+
+async def pay(target: TargetDaemon, node: Node, for_s: float = TELL_FOR_S) -> None:
+    """Tell sources of machines that are not here what they must hear: they wait for it."""
+    for kept in node.owing():
+        ownership, journal = node.memory_of(kept)
+        await target.tell(ownership, journal, known_machine(kept).name, for_s)
+
+
+async def go_on(target: TargetDaemon, node: Node, kept: Kept, run: Run) -> tuple[str, AnyJournal | None]:
+    """A machine that was here when the process died."""
+    name, state = known_machine(kept).name, run.options.places.state
+    match kept.record.holding:
+        case Holding.OWNER:
+            node.hypervisor.runner, journal = await node.start_again(kept)
+        case Holding.READY:
+            runner, journal, lost = await node.hold_again(kept, new_attempt(Role.TARGET))
+            if lost is not None:
+                run.events.tell("image lost", message=str(lost))
+            if await target.ask(runner, name, journal, lost) is None:
+                await pay(target, node)
+                return name, None
+        case _:
+            raise BadInput(
+                f"{state} holds {name!r}, which this node gave away and whose target has not answered: start it with "
+                f"migrate source --state-dir {state}"
+            )
+    return name, journal
 
 
 async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
@@ -317,25 +503,9 @@ async def listen(address: Address) -> list[trio.SocketListener]:
         raise BadInput(f"cannot listen on {address}: {reason}; choose another port, or 0 for any") from error
 
 
-async def boot(spec: Spec, program: GuestProgram, hypervisor: TrioHypervisor, release: Release) -> Machine:
-    """A machine born on this release, its guest booted.  Raises BadInput if the spec makes no machine here."""
-    try:
-        machine = await hypervisor.create(spec, release.birth(uuid4()))
-    except MachineCreationFailed as error:
-        raise BadInput(f"this machine cannot be made: {error}") from error
-    try:
-        program.boot(machine)
-    except GuestDoesNotFit as error:
-        machine.close()
-        raise BadInput(f"guest program {program.name!r} does not fit this machine: {error}") from error
-    machine.start()
-    return machine
-
-
-async def finish(
-    runner: GuestRunner | None, attempts: list[AttemptOutcome], events: EventLog, artefacts: Path | None
-) -> dict[str, Any]:
+async def finish(run: Run, artefacts: Path | None) -> dict[str, Any]:
     """Stop the machine if it is here, leave its artefacts, and say how everything ended."""
+    runner, attempts = run.runner, run.attempts
     runs_here = runner is not None and runner.machine.state is MachineState.RUNNING
     report: dict[str, Any] = {
         "outcome": attempts[-1].outcome.value if attempts else "none",
@@ -349,7 +519,17 @@ async def finish(
             try:
                 write_artefacts(runner.machine, artefacts)
             except OSError as error:
-                events.tell("no artefacts", error=str(error))
+                run.events.tell("no artefacts", error=str(error))
+        release_disks(runner.machine, run.events)
         runner.machine.close()
-    events.tell("ended", runs_here=runs_here, guest=report["guest"])
+    run.events.tell("ended", runs_here=runs_here, guest=report["guest"])
     return report
+
+
+def release_disks(machine: Machine, events: EventLog) -> None:
+    """Whoever wants the disks next need not be told that this machine has ended."""
+    if machine.storage.fence is not None:
+        try:
+            machine.storage.fence.release()
+        except (FenceError, OSError) as error:
+            events.tell("disks not released", error=str(error))

@@ -2,7 +2,8 @@
 
 One connection migrates at a time; others are told so and the first is left undisturbed.  A failed attempt leaves the
 machine running and the daemon listening.  When a handoff is in doubt the machine stays paused, and only a target that
-comes back to settle it is served.
+comes back to settle it is served; if the machine's storage has a fence, the source takes the machine back by itself
+when no target has come for a while, or finds by the fence that the target has it.
 """
 
 from collections.abc import Sequence
@@ -15,17 +16,21 @@ from migrate.daemon.clock import TrioClock
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
-from migrate.daemon.journal import VolatileJournal
 from migrate.daemon.link import SocketLink
+from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.engine.attempt import Attempt
-from migrate.engine.source import SourcePorts, SourceSettings, run_source, tell_failure
-from migrate.errors import MigrationError
+from migrate.engine.handoff import Holding
+from migrate.engine.ownership import StorageTaken
+from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
+from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
+from sim_vmm.fence import FencedOff
 
 CONNECTIONS_MAX: Final = 64
 """Connections looked at at once; what comes beyond is closed unread."""
+RECLAIM_AFTER_S: Final = 10.0
 
 BUSY: Final = Reason(
     component="machine", field="migration", have="in progress with another target", need="the end of that attempt"
@@ -34,28 +39,84 @@ BUSY: Final = Reason(
 
 @attrs.define
 class SourceDaemon:
-    """Serves one machine until it is handed over."""
+    """Serves one machine until it is handed over, or must not run here any more.
+
+    `reclaim_after_s` is for how long a target may be unreachable before a machine with a fence is taken back.
+    """
 
     runner: GuestRunner
-    journal: VolatileJournal
+    journal: AnyJournal
     settings: SourceSettings
     events: EventLog
+    node: Node | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    reclaim_after_s: float = RECLAIM_AFTER_S
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
-    handed_over: trio.Event = attrs.field(factory=trio.Event)
+    over: trio.Event = attrs.field(factory=trio.Event)
+    in_doubt: trio.Event = attrs.field(factory=trio.Event)
+    lost: bool = False
     _current: SocketLink | None = None
     _connections: int = 0
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
-        """Return when a target owns the machine."""
+        """Return when a target owns the machine; with `lost` set, when it must not run here and nobody was given it."""
+        if self.journal.record.holding is Holding.COMMITTED:
+            self.in_doubt.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, self._answer, list(listeners))
-            await self.handed_over.wait()
+            nursery.start_soon(self._heed_fence)
+            if self.node is not None and self.node.hypervisor.fence is not None:
+                nursery.start_soon(self._reclaim)
+            await self.over.wait()
             nursery.cancel_scope.cancel()
 
     def cancel_attempt(self) -> Cancelling:
         """End the attempt that is in progress, if there is one and it can still be undone."""
         return Cancelling.NOTHING_TO_CANCEL if self._current is None else self._current.cancel()
+
+    def _ports(self, link: SocketLink) -> SourcePorts:
+        fence = None if self.node is None else self.node.hypervisor.fence
+        clock = TrioClock()
+        return SourcePorts(
+            link=link, guest=self.runner, journal=self.journal, clock=clock, observer=self.events, fence=fence
+        )
+
+    async def _heed_fence(self) -> None:
+        """A machine whose I/O is refused because the disks are another's is over here."""
+        await self.runner.fenced_off.wait()
+        refusal = self.runner.refusal
+        assert refusal is not None, "the event says so"
+        self.events.tell("fenced off", message=str(refusal))
+        if self._current is None:  # else the attempt finds out by itself, when it pauses or resumes the guest
+            if self.node is not None:
+                found = refusal.found if isinstance(refusal, FencedOff) else None
+                await self.node.ownership(self.runner, self.journal).lose(found)
+            self.lost = True
+            self.over.set()
+
+    async def _reclaim(self) -> None:
+        """Again and again while a handoff is in doubt: wait for the target, then ask the fence."""
+        while True:
+            await self.in_doubt.wait()
+            await trio.sleep(self.reclaim_after_s)
+            if self.node is None or self._current is not None or self.journal.record.holding is not Holding.COMMITTED:
+                continue
+            await self._take_back(self.node)
+
+    async def _take_back(self, node: Node) -> None:
+        attempt = Attempt(side=Role.SOURCE, clock=TrioClock(), phase="handoff", committed=True)
+        error: MigrationError | None = None
+        try:
+            await node.ownership(self.runner, self.journal).reclaim()
+        except StorageTaken:
+            self.events.tell("handed over", generation=self.journal.record.generation)
+        except MigrationError as failure:
+            self.events.tell("still in doubt", message=str(failure), again_in_s=self.reclaim_after_s)
+            return
+        else:
+            self.events.tell("rolled back", phase="handoff")
+            error = HandoffInDoubt("no target has come; the fence shows that none has started the machine: it is back")
+        await self._note(AttemptOutcome(attempt=attempt, error=error))
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         if self._connections >= CONNECTIONS_MAX:
@@ -89,20 +150,33 @@ class SourceDaemon:
         return True
 
     async def _attempt(self, link: SocketLink) -> None:
-        clock = TrioClock()
-        attempt = Attempt(side=Role.SOURCE, clock=clock)
-        ports = SourcePorts(link=link, guest=self.runner, journal=self.journal, clock=clock, observer=self.events)
+        attempt = Attempt(side=Role.SOURCE, clock=TrioClock())
         self.events.tell("attempt", number=len(self.attempts) + 1)
         error: MigrationError | None = None
+        served: Served | None = None
         try:
-            await run_source(ports, self.settings, attempt)
+            served = await run_source(self._ports(link), self.settings, attempt)
         except MigrationError as failure:
             error = failure
-        outcome = AttemptOutcome(attempt=attempt, error=error)
+        if served is Served.NOTHING_CHANGED:
+            self.events.tell("told", message="a node has told again what became of an earlier generation")
+            return
+        await self._note(AttemptOutcome(attempt=attempt, error=error))
+
+    async def _note(self, outcome: AttemptOutcome) -> None:
+        """What came of an attempt, and of the machine."""
         self.attempts.append(outcome)
+        record = self.journal.record
+        if record.holding is Holding.COMMITTED:
+            self.in_doubt.set()
+        else:
+            self.in_doubt = trio.Event()
+        if self.node is not None:
+            await self.node.note_attempt(self.runner.machine.birth.vm_id, outcome, record)
         self.events.tell("attempt ended", **outcome.as_json())
-        if outcome.outcome is Outcome.MIGRATED:
-            self.handed_over.set()
+        if record.holding is Holding.NOT_OWNER or self.runner.fenced_off.is_set():
+            self.lost = outcome.outcome is not Outcome.MIGRATED
+            self.over.set()
 
     async def _turn_away(self, link: SocketLink) -> None:
         """Answer the hello, so that the refusal is understood; who came to settle will come again."""

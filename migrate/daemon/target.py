@@ -2,7 +2,8 @@
 
 An attempt that failed can be repeated in the same process; a refusal is not repeated, because nothing would change.
 When the link is lost during the handoff the daemon comes back by itself, with growing pauses, and asks the source what
-becomes of the image it holds, or tells it that the machine runs here.
+becomes of the image it holds; what it owes the source, that the machine runs here or never will, it tells until it is
+heard.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,22 +12,29 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
+from migrate.daemon.address import Address
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
-from migrate.daemon.guests import TrioHypervisor
-from migrate.daemon.journal import VolatileJournal
+from migrate.daemon.guests import GuestRunner, TrioHypervisor
+from migrate.daemon.journal import Owed
 from migrate.daemon.link import SocketLink, connect
+from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
+from migrate.daemon.state import Debt
 from migrate.engine.attempt import Attempt
+from migrate.engine.handoff import NEVER_HAD, declining
+from migrate.engine.ownership import Ownership
 from migrate.engine.target import (
     Arrived,
+    Declined,
     ImageHeld,
+    NobodyKnows,
     TargetPorts,
     TargetSettings,
     run_target,
     settle_image,
-    settle_ownership,
+    tell_answer,
 )
 from migrate.errors import MigrationError
 from migrate.protocol.messages import Role
@@ -36,26 +44,42 @@ T = TypeVar("T")
 FIRST_PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 5.0
 TELL_FOR_S: Final = 600.0
-"""How long an owner tells a source that does not answer: the source has most likely heard it and gone."""
+"""How long a debt is told to a source that does not answer: it has most likely heard it and gone."""
+
+
+class Restarted(MigrationError):
+    """An attempt that a dead process had begun."""
 
 
 @attrs.define
 class TargetDaemon:
-    """Migrates one machine in from the source at `host`:`port`."""
+    """Migrates one machine in from the source at `address`, to `node`."""
 
-    host: str
-    port: int
-    hypervisor: TrioHypervisor
-    journal: VolatileJournal
+    address: Address
+    node: Node
     settings: TargetSettings
     events: EventLog
     retries: int = 0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
+    journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
     cancelled: bool = False
     _migrating: bool = False
     _in_doubt: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.journals = self.node.journals(str(self.address))
+
+    @property
+    def hypervisor(self) -> TrioHypervisor:
+        return self.node.hypervisor
+
+    @property
+    def journal(self) -> AnyJournal:
+        """Of the machine that came last."""
+        assert self.journals.last is not None, "a machine has come"
+        return self.journals.last
 
     async def migrate_in(self) -> Arrived | None:
         """Return when the machine runs here, or None when every allowed attempt has failed: see `attempts`."""
@@ -65,23 +89,36 @@ class TargetDaemon:
         finally:
             self._migrating = False
 
-    async def _attempts(self) -> Arrived | None:
-        for number in range(1 + self.retries):
-            if number:
-                self.events.tell("retrying", attempt=number + 1)
-                await trio.sleep(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
-            arrived = await self._attempt()
-            if arrived is not None:
-                return arrived
-            if self.cancelled or self.attempts[-1].outcome is Outcome.REFUSED:
-                return None
-        return None
+    async def ask(self, runner: GuestRunner, name: str, journal: NodeJournal, lost: ImageLost | None) -> Arrived | None:
+        """An image that was here when the process died: what becomes of it.  One that is lost is declined."""
+        attempt = new_attempt(Role.TARGET)
+        self.journals.last = journal
+        if lost is not None:
+            await self.node.ownership(runner, journal).carry_out(declining(journal.record))
+            await self._note(attempt, lost)
+            return None
+        held = ImageHeld(runner.machine, name, journal.record, Restarted("the process of this node died"))
+        self._migrating = self._in_doubt = True
+        try:
+            return await self._conclude(attempt, held)
+        finally:
+            self._migrating = False
 
-    async def keep_telling(self, arrived: Arrived) -> None:
-        """Tell the source again that the machine runs here, until it has heard it or has been gone for a while."""
-        with trio.move_on_after(TELL_FOR_S):
-            await self._until_settled(lambda ports: settle_ownership(ports.link, arrived))
-            self.events.tell("settled", generation=arrived.generation)
+    async def tell(self, ownership: Ownership, journal: AnyJournal, name: str, for_s: float = TELL_FOR_S) -> None:
+        """Tell sources what they must hear, until they have or have been gone for a while."""
+        for debt in journal.debts:
+            address = Address.parse(debt.address) if isinstance(debt, Debt) and debt.address else self.address
+
+            async def ask(ports: TargetPorts, debt: Owed | Debt = debt) -> None:
+                await tell_answer(ports.link, ownership, name, debt.generation, debt.peer)
+
+            with trio.move_on_after(for_s):
+                try:
+                    await self._until_settled(ask, address)
+                except NobodyKnows as error:
+                    self.events.tell("alarm", message=str(error))
+                    continue
+                self.events.tell("settled", generation=debt.generation)
 
     def cancel_attempt(self) -> Cancelling:
         """End the attempt that is in progress, and all further ones, if it can still be undone."""
@@ -92,43 +129,72 @@ class TargetDaemon:
         self.cancelled = True
         return Cancelling.CANCELLED
 
+    async def _attempts(self) -> Arrived | None:
+        for number in range(1 + self.retries):
+            if number:
+                self.events.tell("retrying", attempt=number + 1)
+                await trio.sleep(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
+            arrived = await self._attempt()
+            if arrived is not None:
+                return arrived
+            if self.cancelled or self.attempts[-1].outcome in (Outcome.REFUSED, Outcome.IN_DOUBT):
+                return None
+        return None
+
     async def _attempt(self) -> Arrived | None:
-        attempt = self._new_attempt()
+        attempt = new_attempt(Role.TARGET)
         self.events.tell("attempt", number=len(self.attempts) + 1)
+        try:
+            arrived = await self._connected(lambda ports: run_target(ports, self.settings, attempt), self.address)
+        except ImageHeld as held:
+            self._in_doubt = True
+            return await self._conclude(attempt, held)
+        except MigrationError as failure:
+            await self._note(attempt, failure)
+            return None
+        await self._note(attempt, None)
+        return arrived
+
+    async def _conclude(self, attempt: Attempt, held: ImageHeld) -> Arrived | None:
+        """Ask until it is known what becomes of an image."""
+        self.events.tell("in doubt", message=str(held))
         error: MigrationError | None = None
         arrived: Arrived | None = None
         try:
-            arrived = await self._connected(lambda ports: run_target(ports, self.settings, attempt))
-        except ImageHeld as held:
-            self._in_doubt = True
-            self.events.tell("in doubt", message=str(held))
-            arrived = await self._settle(held, attempt)
-            self._in_doubt = arrived is not None
+            arrived = await self._until_settled(
+                lambda ports: settle_image(ports, self.settings, self.journal, held, attempt), self.address
+            )
+            self.events.tell("settled", generation=held.generation)
             error = None if arrived is not None else held.cause
-        except MigrationError as failure:
+        except MigrationError as failure:  # it was declined, or nobody can say
             error = failure
+        self._in_doubt = arrived is not None
+        await self._note(attempt, error)
+        return arrived
+
+    async def _note(self, attempt: Attempt, error: MigrationError | None) -> None:
         outcome = AttemptOutcome(attempt=attempt, error=error)
         self.attempts.append(outcome)
+        journal = self.journals.last
+        vm_id = getattr(getattr(journal, "birth", None), "vm_id", None)
+        await self.node.note_attempt(vm_id, outcome, NEVER_HAD if journal is None else journal.record)
         self.events.tell("attempt ended", **outcome.as_json())
-        return arrived
 
-    async def _settle(self, held: ImageHeld, attempt: Attempt) -> Arrived | None:
-        arrived = await self._until_settled(lambda ports: settle_image(ports, held, attempt))
-        self.events.tell("settled", generation=held.generation)
-        return arrived
-
-    async def _until_settled(self, ask: Callable[[TargetPorts], Awaitable[T]]) -> T:
+    async def _until_settled(self, ask: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
+        """Raises MigrationError that asking again would not change: `NobodyKnows`, `Declined`."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await self._connected(ask)
+                return await self._connected(ask, address)
+            except (NobodyKnows, Declined):
+                raise
             except MigrationError as error:
                 self.events.tell("still in doubt", message=str(error), again_in_s=pause_s)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]]) -> T:
-        stream = await connect(self.host, self.port, self.deadlines)
+    async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
+        stream = await connect(address.host, address.port, self.deadlines)
         async with SocketLink(Role.TARGET, stream, self.deadlines) as link:
             self._link = link
             if self.cancelled:  # while there was no link
@@ -140,8 +206,10 @@ class TargetDaemon:
 
     def _ports(self, link: SocketLink) -> TargetPorts:
         return TargetPorts(
-            link=link, hypervisor=self.hypervisor, journal=self.journal, clock=TrioClock(), observer=self.events
+            link=link,
+            hypervisor=self.hypervisor,
+            journals=self.journals,
+            clock=TrioClock(),
+            observer=self.events,
+            fence=self.hypervisor.fence,
         )
-
-    def _new_attempt(self) -> Attempt:
-        return Attempt(side=Role.TARGET, clock=TrioClock())

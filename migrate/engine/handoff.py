@@ -354,9 +354,9 @@ def rolling_back(record: Record) -> Ruling:
     return Take(Claim.RESUME), Act.RUN
 
 
-def being_born(generation: int) -> Ruling:
-    """A new machine: nobody has owned it before."""
-    return Take(Claim.BIRTH), Write(Record(Holding.OWNER, generation)), Act.RUN
+def being_born(generation: int, claim: Claim = Claim.BIRTH) -> Ruling:
+    """A new machine: nobody has owned it before.  `FORCE` takes its disks from whoever had them."""
+    return Take(claim), Write(Record(Holding.OWNER, generation)), Act.RUN
 
 
 def starting(record: Record) -> Ruling:

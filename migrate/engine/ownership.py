@@ -26,6 +26,7 @@ from migrate.engine.handoff import (
     Write,
     granted,
     on_title_lost,
+    reclaiming,
     writes,
 )
 from migrate.engine.ports import Fence, Journal, Link, Observer
@@ -149,3 +150,18 @@ class Ownership:
             await self.fence.take(found, grant.title)
         except TitleMoved as moved:
             raise StorageTaken(moved.found) from moved
+
+    async def reclaim(self) -> None:
+        """A source takes back what it gave away, without an answer of the target, by the storage's fence.
+
+        Raises:
+            StorageTaken: the target has it; the machine is over here.
+            StorageUnreachable, JournalFailed: nothing has changed.
+        """
+        assert self.fence is not None, "only the fence can tell that nobody has started the machine"
+        await self.fence.read()  # no number is spent while the storage cannot answer
+        await self.carry_out(reclaiming(self.record, await self.journal.new_generation()))
+
+    async def lose(self, found: Title | None) -> None:
+        """The disks have refused this node's machine: they are held in `found`."""
+        await self.carry_out(on_title_lost(self.record, found, self.machine))

@@ -28,7 +28,6 @@ from migrate.engine.handoff import (
     on_owned,
     on_ready,
     on_unknown,
-    reclaiming,
     rolling_back,
 )
 from migrate.engine.image import PauseImage
@@ -127,19 +126,6 @@ async def run_source(ports: SourcePorts, settings: SourceSettings, attempt: Atte
         StorageTaken: the machine's storage is another's; it is stopped here for good.
     """
     return await _Source(ports, settings, attempt).run()
-
-
-async def reclaim(ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
-    """Take back a machine that was given away, without an answer of the target, by the storage's fence.
-
-    Raises:
-        StorageTaken: the target has it; the machine is over here.
-        StorageUnreachable, JournalFailed: nothing has changed.
-    """
-    assert ports.fence is not None, "only the fence can tell that nobody has started the machine"
-    source = _Source(ports, settings, attempt)
-    await ports.fence.read()  # no number is spent on a storage that cannot answer
-    await source.ownership.carry_out(reclaiming(ports.journal.record, await ports.journal.new_generation()))
 
 
 class _Source:

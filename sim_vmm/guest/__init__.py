@@ -38,6 +38,7 @@ __all__ = [
     "SystemLayout",
     "audit_records",
     "guest_in",
+    "guest_text",
     "make_guest",
     "read_heartbeat",
     "read_records",
@@ -60,6 +61,17 @@ def make_guest(text: str) -> GuestProgram:
     if name not in GUESTS:
         raise ValueError(f"unknown guest program {name!r}; known are {', '.join(sorted(GUESTS))}")
     return GUESTS[name].parse(arguments)
+
+
+def guest_text(program: GuestProgram) -> str:
+    """What `make_guest` makes this program of, but for the seed of its RAM."""
+    match program:
+        case DirtyGuest(rate=rate, working_set=working_set):
+            return f"{program.name}:{rate},{working_set}"
+        case FeaturesGuest(is_legacy=True):
+            return f"{program.name}:legacy"
+        case _:
+            return program.name
 
 
 def guest_in(memory: GuestMemory) -> GuestProgram:
