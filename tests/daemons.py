@@ -22,11 +22,13 @@ import trio
 import xxhash
 from trio.testing import MockClock
 
+from migrate.daemon.address import Address
 from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import Event, EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
 from migrate.daemon.journal import VolatileJournal, journal_of_owner, journal_of_stranger
+from migrate.daemon.node import Node
 from migrate.daemon.source import SourceDaemon
 from migrate.daemon.target import TargetDaemon
 from migrate.engine.negotiation import preamble_of
@@ -162,8 +164,14 @@ class Source:
 class Target:
     daemon: TargetDaemon
     hypervisor: WatchedHypervisor
-    journal: VolatileJournal
     told: list[Event]
+
+    @property
+    def journal(self) -> VolatileJournal:
+        """Of the machine that came last, or the one that would be of any."""
+        journal = self.daemon.journals.last or journal_of_stranger()
+        assert isinstance(journal, VolatileJournal)
+        return journal
 
     @property
     def machine(self) -> Machine:
@@ -240,18 +248,13 @@ class Neighbourhood:
         )
         self.closing.callback(close_all, hypervisor.kept)
         told: list[Event] = []
-        journal = journal_of_stranger()
+        events = EventLog("target", [told.append])
+        settings = TargetSettings(node=f"{owner}-node", release=RELEASES[release])
+        node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=events)
         daemon = TargetDaemon(
-            LOOPBACK,
-            port,
-            hypervisor,
-            journal,
-            TargetSettings(node=f"{owner}-node", release=RELEASES[release]),
-            EventLog("target", [told.append]),
-            retries=retries,
-            deadlines=deadlines,
+            Address(host=LOOPBACK, port=port), node, settings, events, retries=retries, deadlines=deadlines
         )
-        return Target(daemon, hypervisor, journal, told)
+        return Target(daemon, hypervisor, told)
 
     async def tap(self, source_port: int, *faults: "Fault") -> "Tap":
         listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)

@@ -9,7 +9,8 @@ from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensEr
 
 from migrate.cli import checking, migrating, specs, wire
 from migrate.cli.output import complain
-from migrate.daemon.run import BadInput, ExitCode
+from migrate.daemon.address import BadInput
+from migrate.daemon.run import ExitCode
 from migrate.releases import ReleaseError
 from migrate.specs.files import SpecFileError
 from migrate.specs.reading import ParseError

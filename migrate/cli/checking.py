@@ -10,7 +10,8 @@ from migrate.cli.heat_map import print_matrix
 from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_reasons
-from migrate.daemon.run import BadInput, ExitCode
+from migrate.daemon.address import BadInput
+from migrate.daemon.run import ExitCode
 from migrate.engine.dry_run import Verdict, would_migrate
 from migrate.rehearsal.matrix import along, every_pair
 from migrate.releases import NEWEST, Release, all_releases, release_named

@@ -1,8 +1,7 @@
 """`migrate source`, `migrate target` and `migrate rehearse`."""
 
-import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,17 +17,20 @@ from migrate.cli.progress import event_lines, live_progress
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
+from migrate.daemon.address import Address, BadInput
 from migrate.daemon.events import EventLog, json_lines
+from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
-    Address,
-    BadInput,
+    Birthplace,
     ExitCode,
+    Places,
     SourceOptions,
     TargetOptions,
     run_source_daemon,
     run_target_daemon,
 )
+from migrate.daemon.source import RECLAIM_AFTER_S
 from migrate.daemon.wire import WireError
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
@@ -43,7 +45,6 @@ from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
 from sim_vmm.spec import Spec, build_spec, host_cpuid
 
-DEFAULT_LISTEN: Final = "127.0.0.1:4600"
 MEMORY_MB_MAX: Final = 1 << 22
 """4 TiB: more guest RAM than this emulation can keep track of in reason."""
 
@@ -65,16 +66,24 @@ Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network
 StorageDirectory = Annotated[
     Path | None, Parameter(name="--storage", help="Directory of the machine's disks, the same for both daemons.")
 ]
+StateDir = Annotated[
+    Path | None, Parameter(name="--state-dir", help="Directory of what must survive this daemon; start again from it.")
+]
+ReclaimAfter = Annotated[
+    float,
+    Parameter(name="--reclaim-after-s", help="How long to wait for a lost target before asking the storage's fence."),
+]
+DieAt = Annotated[str | None, Parameter(name="--die-at", help="Be killed where this point is passed.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
 
 def source(
-    spec: Path,
+    spec: Path | None = None,
     /,
     *,
-    listen: str = DEFAULT_LISTEN,
+    listen: str | None = None,
     from_: From = NEWEST,
     guest: Guest = "stamp",
     memory_mb: MemoryMb = None,
@@ -86,11 +95,17 @@ def source(
     api_version: ApiVersion = None,
     events: Events = None,
     insecure: Insecure = False,
+    state_dir: StateDir = None,
     storage: StorageDirectory = None,
+    take_storage: Annotated[
+        bool, Parameter(negative="", help="Take the disks from whoever used them last: nothing may run there.")
+    ] = False,
+    reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
     wire: Wire = None,
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    die_at: DieAt = None,
     json: Json = False,
 ) -> int:
     """Run a machine, ready to be migrated away by whoever connects.
@@ -98,33 +113,42 @@ def source(
     Parameters
     ----------
     spec
-        The machine's spec.
+        The machine's spec; it may be left out where --state-dir has a machine.
     listen
-        HOST:PORT to listen on; port 0 takes any.
+        HOST:PORT to listen on; port 0 takes any.  By default 127.0.0.1:4600, or as before with the same --state-dir.
     """
-    address = Address.parse(listen)
-    address.require_loopback(insecure)
-    policy = policy_of(downtime_limit_ms, on_stall)
+    if spec is None and state_dir is None:
+        raise BadInput("SPEC is missing, and there is no --state-dir to find a machine in; see migrate source --help")
+    address = None if listen is None else Address.parse(listen)
+    if address is not None:
+        address.require_loopback(insecure)
     settings = SourceSettings(
-        node=platform.node()[:NAME_MAX],
-        machine_name=spec.stem[:NAME_MAX],
+        node=new_node_name(),
+        machine_name="",
         release=release_named(from_, all_releases(releases)),
-        policy=policy,
+        policy=policy_of(downtime_limit_ms, on_stall),
         bandwidth=parse_rate(bandwidth),
     )
     program = guest_named(guest)
     if isinstance(program, StampGuest | LedgerGuest):
         program = attrs.evolve(program, seed=at_least_0("--seed", seed))
+    birth = None
+    if spec is not None:
+        birth = Birthplace(
+            spec=born(read(spec, api_version).spec, memory_mb),
+            name=spec.stem[:NAME_MAX],
+            program=program,
+            take_storage=take_storage,
+        )
     options = SourceOptions(
-        spec=born(read(spec, api_version).spec, memory_mb),
+        birth=birth,
         listen=address,
         settings=settings,
-        program=program,
-        storage=storage,
-        wire=wire,
-        artefacts=artefacts,
+        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir),
+        reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
+        die_at=die_at,
     )
     with event_log("source", events, json) as log:
         code, report = trio.run(run_source_daemon, options, log)
@@ -134,7 +158,7 @@ def source(
 
 
 def target(
-    source: str,
+    source: str | None = None,
     /,
     *,
     to: To = NEWEST,
@@ -147,11 +171,14 @@ def target(
     releases: Releases = None,
     events: Events = None,
     insecure: Insecure = False,
+    state_dir: StateDir = None,
     storage: StorageDirectory = None,
+    reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
     wire: Wire = None,
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    die_at: DieAt = None,
     json: Json = False,
 ) -> int:
     """Migrate a machine in from a source, then run it.
@@ -159,34 +186,36 @@ def target(
     Parameters
     ----------
     source
-        HOST:PORT of the source.
+        HOST:PORT of the source; it may be left out where --state-dir remembers one.
     listen
         HOST:PORT to be a source at in turn, once the machine is here; the options for sources are for then.
     """
-    addresses = [Address.parse(text) for text in (source, listen) if text is not None]
-    for address in addresses:
-        address.require_loopback(insecure)
+    if source is None and state_dir is None:
+        raise BadInput("SOURCE is missing, and there is no --state-dir that remembers one; see migrate target --help")
+    from_address, own_address = (None if text is None else Address.parse(text) for text in (source, listen))
+    for address in (from_address, own_address):
+        if address is not None:
+            address.require_loopback(insecure)
     release = release_named(to, all_releases(releases))
+    node = new_node_name()
     as_source = SourceSettings(
-        node=platform.node()[:NAME_MAX],
+        node=node,
         machine_name="",
         release=release,
         policy=policy_of(downtime_limit_ms, on_stall),
         bandwidth=parse_rate(bandwidth),
     )
     options = TargetOptions(
-        source=addresses[0],
-        settings=TargetSettings(
-            node=platform.node()[:NAME_MAX], release=release, replacements=read_replacements_file(replace)
-        ),
+        source=from_address,
+        settings=TargetSettings(node=node, release=release, replacements=read_replacements_file(replace)),
         retries=at_least_0("--retries", retries),
-        listen=addresses[1] if listen is not None else None,
+        listen=own_address,
         as_source=as_source if listen is not None else None,
-        storage=storage,
-        wire=wire,
-        artefacts=artefacts,
+        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir),
+        reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
+        die_at=die_at,
     )
     with event_log("target", events, json) as log:
         code, report = trio.run(run_target_daemon, options, log)
@@ -209,6 +238,7 @@ def rehearse(
     replace: Replace = None,
     retries: Retries = 0,
     seed: Seed = 0,
+    state_dir: StateDir = None,
     storage: StorageDirectory = None,
     wire: Wire = None,
     after_s: float = 0.3,
@@ -247,15 +277,15 @@ def rehearse(
     result: RehearsalResult | None = None
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
-        places = Places.below(Path(directory), storage, wire)
+        places = RehearsalPlaces.below(Path(directory), storage, wire, state_dir)
         options = RehearsalOptions(
             spec=machine,
             replacements=read_replacements_file(replace),
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest), "--audited"),
-                target_arguments=(*target_arguments, *common, *places.arguments(guest), "--audited"),
+                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source")),
+                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target")),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
                 wire_record=places.leftovers.wire,
@@ -297,29 +327,32 @@ def _tell_death(group: BaseExceptionGroup[DaemonDied]) -> ExitCode:
 
 
 @attrs.frozen
-class Places:
-    """Where a rehearsal keeps the machine's disks, its network, and what is left of it."""
+class RehearsalPlaces:
+    """Where a rehearsal keeps the machine's disks, its network, what its daemons remember, and what is left of it."""
 
     leftovers: Leftovers
     wire: Path
+    state: Path | None
 
     @classmethod
-    def below(cls, directory: Path, storage: Path | None, wire: Path | None) -> Self:
+    def below(cls, directory: Path, storage: Path | None, wire: Path | None, state: Path | None) -> Self:
         """Below `directory`, unless the person has a place; a wire that somebody else carries is not recorded by us."""
         leftovers = Leftovers(
             left=directory / "left",
             storage=directory / "storage" if storage is None else storage,
             wire=directory / "wire.jsonl" if wire is None else None,
         )
-        return cls(leftovers, directory / "wire" if wire is None else wire)
+        return cls(leftovers, directory / "wire" if wire is None else wire, state)
 
-    def arguments(self, guest: str) -> list[str]:
-        """What both daemons are told.  Of a guest that keeps no ledger nobody would read what is left."""
+    def arguments(self, guest: str, side: str) -> list[str]:
+        """What a daemon is told.  Of a guest that keeps no ledger nobody would read what is left."""
         left = self.leftovers.left if guest == LedgerGuest.name else None
-        return _arguments({"--storage": self.leftovers.storage, "--wire": self.wire, "--artefacts": left})
+        state = None if self.state is None else self.state / side
+        options = {"--storage": self.leftovers.storage, "--wire": self.wire, "--artefacts": left, "--state-dir": state}
+        return [*_arguments(options), "--audited"]
 
 
-def _arguments(options: dict[str, object]) -> list[str]:
+def _arguments(options: Mapping[str, object]) -> list[str]:
     return [text for name, value in options.items() if value is not None for text in (name, str(value))]
 
 

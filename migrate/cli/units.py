@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from migrate.daemon.run import BadInput
+from migrate.daemon.address import BadInput
 
 _MULTIPLES: Final = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30}
 BANDWIDTH_MIN: Final = 65536

@@ -8,7 +8,8 @@ from pathlib import Path
 import trio
 
 from migrate.cli.output import complain
-from migrate.daemon.run import BadInput, ExitCode
+from migrate.daemon.address import BadInput
+from migrate.daemon.run import ExitCode
 from migrate.daemon.wire import WireError, WireObserver, WireRecord, recorder
 
 

@@ -33,10 +33,9 @@ class TrioFence:
 
 async def _in_thread(ask: Callable[[], T]) -> T:
     """A swap that has begun is waited for, whoever is cancelled meanwhile: what it did must be known."""
-    with trio.CancelScope(shield=True):
-        try:
-            return await trio.to_thread.run_sync(ask)
-        except TitleMoved:
-            raise
-        except (FenceError, OSError) as error:
-            raise StorageUnreachable(f"the fence of the machine's storage cannot be asked: {error}") from error
+    try:
+        return await trio.to_thread.run_sync(ask)  # a thread is not cancelled, unless it is asked to be abandoned
+    except TitleMoved:
+        raise
+    except (FenceError, OSError) as error:
+        raise StorageUnreachable(f"the fence of the machine's storage cannot be asked: {error}") from error

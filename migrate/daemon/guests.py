@@ -1,13 +1,13 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import trio
 
 from migrate.daemon.backends import storage_for
-from migrate.daemon.events import EventLog
 from migrate.daemon.fence import TrioFence
 from migrate.daemon.images import Image
 from migrate.daemon.wire import SocketWires, WireError
@@ -96,10 +96,8 @@ class GuestRunner:
 
     async def stop(self) -> None:
         """The machine ends here."""
-        try:
+        with suppress(StorageTaken):  # it has failed, which stops as well
             await self.pause()
-        except StorageTaken:
-            pass  # it has failed, which stops as well
         if self.machine.state is not MachineState.STOPPED:
             self.machine.stop()
 

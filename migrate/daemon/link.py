@@ -11,7 +11,7 @@ that is closed with unread data is reset, which destroys what we said last; so l
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -29,16 +29,26 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
-from migrate.protocol.messages import Failure, Message, Preamble, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamBatch, Role
 
 DRAIN_CHUNK: Final = 1 << 16
+#: Messages of the handoff: each is a point at which a process may die.
+HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
 
 
 class SocketLink:
     """One connection, seen from `role`.  Use it as an async context manager; leaving it closes the connection."""
 
-    def __init__(self, role: Role, stream: trio.SocketStream, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        role: Role,
+        stream: trio.SocketStream,
+        deadlines: Deadlines,
+        on_point: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_point` is told of every message of the handoff, before and after it is sent and after it has come."""
         self.role = role
+        self._on_point = on_point
         self.conversation = Conversation()
         self._socket = stream.socket
         self._deadlines = deadlines
@@ -61,8 +71,10 @@ class SocketLink:
             limit_s = self._deadlines.frame_s
             await self._look_for_failure()
         data = self._encode(message)
+        self._visit("before send", message)
         with self._bounded(f"sending {type(message).__name__}", limit_s):
             await self._write(memoryview(data))
+        self._visit("after send", message)
 
     async def receive(self) -> Message:
         if self._opening is not None:
@@ -72,7 +84,9 @@ class SocketLink:
             frame = await self._read_frame()
             while frame[0].skippable:
                 frame = await self._read_frame()
-        return self._understand(*frame)
+        message = self._understand(*frame)
+        self._visit("after receive", message)
+        return message
 
     async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
         await self._look_for_failure()
@@ -88,6 +102,10 @@ class SocketLink:
     def forbid_cancelling(self) -> None:
         self._raise_if_cancelled(self.conversation.phase.value)
         self._cancel_forbidden = True
+
+    def _visit(self, point: str, message: Message) -> None:
+        if self._on_point is not None and message.TYPE in HANDOFF_TYPES:
+            self._on_point(f"{point} {type(message).__name__}")
 
     # The daemon's side
 

@@ -28,8 +28,10 @@ from migrate.daemon.fence import TrioFence
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.journal import VolatileJournal, VolatileJournals
 from migrate.daemon.outcome import AttemptOutcome
-from migrate.daemon.state import Debt, DurableJournal, Kept, KnownMachine, StateDirectory, current_boot_id
+from migrate.daemon.state import Debt, DurableJournal, KnownMachine, StateDirectory, current_boot_id
+from migrate.daemon.state import MachineState as Kept
 from migrate.daemon.state import PauseImage as KeptImage
+from migrate.daemon.state.directory import RAM
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Claim, Holding, Record, being_born, starting
 from migrate.engine.image import PauseImage
@@ -180,7 +182,8 @@ class Node:
         if image.boot_id != current_boot_id():
             raise ImageLost("the host has been booted since")
         parts = PauseImage.decode(image.frames)
-        machine = self.hypervisor.make(spec, birth, ram=self.state.ram_directory / image.ram)
+        ram = self.state.path / RAM / image.ram
+        machine = self.hypervisor.make(spec, birth, ram=ram)
         try:
             machine.receive()
             warning = parts.restore(machine, self.release)
@@ -190,7 +193,7 @@ class Node:
             raise
         if warning is not None:
             attempt.warnings.append(warning)
-        self.hypervisor.adopt(machine, self.state.ram_directory / image.ram)
+        self.hypervisor.adopt(machine, ram)
         return machine
 
     def _made_of(self, kept: Kept) -> tuple[Spec, Birth]:
@@ -231,8 +234,7 @@ class Node:
     def forget_unused_ram(self) -> None:
         """Before a machine is here, and after: only RAM that belongs to an image is of use to anybody."""
         if self.state is not None:
-            images = [machine.image for machine in self.state.machines() if machine.image is not None]
-            self.state.forget_unused_ram([self.state.ram_directory / image.ram for image in images])
+            self.state.forget_unused_ram(())
 
     def close(self) -> None:
         if self.state is not None:

@@ -28,7 +28,8 @@ from migrate.daemon.images import Image
 from migrate.daemon.node import AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.source import RECLAIM_AFTER_S, SourceDaemon
-from migrate.daemon.state import Kept, StateDirectory, StateError
+from migrate.daemon.state import MachineState as Kept
+from migrate.daemon.state import StateDirectory, StateError
 from migrate.daemon.target import TELL_FOR_S, TargetDaemon
 from migrate.engine.handoff import Claim, Holding, Record
 from migrate.engine.ownership import StorageTaken
@@ -334,8 +335,8 @@ async def source_machine(options: SourceOptions, node: Node) -> tuple[GuestRunne
     name = known_machine(kept).name
     if birth is not None and birth.name != name:
         raise BadInput(
-            f"{options.places.state} holds machine {name!r}, not {birth.name!r}: leave the SPEC out to go on with it, or "
-            "give another --state-dir"
+            f"{options.places.state} holds machine {name!r}, not {birth.name!r}: leave the SPEC out to go on with it, "
+            "or give another --state-dir"
         )
     match kept.record.holding:
         case Holding.OWNER:

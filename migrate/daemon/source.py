@@ -81,6 +81,9 @@ class SourceDaemon:
             link=link, guest=self.runner, journal=self.journal, clock=clock, observer=self.events, fence=fence
         )
 
+    def _visit(self, point: str) -> None:
+        self.events.tell("point", name=point)
+
     async def _heed_fence(self) -> None:
         """A machine whose I/O is refused because the disks are another's is over here."""
         await self.runner.fenced_off.wait()
@@ -124,7 +127,7 @@ class SourceDaemon:
             return
         self._connections += 1
         try:
-            async with SocketLink(Role.SOURCE, stream, self.deadlines) as link:
+            async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit) as link:
                 if not await self._is_target(link):
                     return
                 if self._current is None:

@@ -195,7 +195,7 @@ class TargetDaemon:
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
         stream = await connect(address.host, address.port, self.deadlines)
-        async with SocketLink(Role.TARGET, stream, self.deadlines) as link:
+        async with SocketLink(Role.TARGET, stream, self.deadlines, self._visit) as link:
             self._link = link
             if self.cancelled:  # while there was no link
                 link.cancel()
@@ -203,6 +203,9 @@ class TargetDaemon:
                 return await converse(self._ports(link))
             finally:
                 self._link = None
+
+    def _visit(self, point: str) -> None:
+        self.events.tell("point", name=point)
 
     def _ports(self, link: SocketLink) -> TargetPorts:
         return TargetPorts(

@@ -338,7 +338,7 @@ class Handoff:
             fence=ports.fence,
             observer=ports.observer,
             hands=Hands(
-                run=lambda image_is_good: _run(ports, machine, attempt, image_is_good=image_is_good),
+                run=lambda image_is_good: _run(ports, machine, image_is_good=image_is_good),
                 drop=lambda: ports.hypervisor.discard(machine),
             ),
             alarms=attempt.warnings,
@@ -364,16 +364,18 @@ class Handoff:
         """
         record = self.journal.record
         generation = record.generation
-        *run, tell = on_commit(record, generation, record.peer)
+        *own, run, tell = on_commit(record, generation, record.peer)
         try:
             with self.attempt.step("own"):
-                await self.ownership.carry_out(tuple(run), self.ports.link)
+                await self.ownership.carry_out(tuple(own), self.ports.link)
+            with self.attempt.step("run"):
+                await self.ownership.carry_out((run,))
         except StorageTaken as taken:
             await self.hear_released(generation)
             raise Declined(str(taken)) from taken
-        except MachineCreationFailed:
-            raise
         except MigrationError as error:
+            if self.journal.record.holding is Holding.OWNER:  # it is ours, and this host cannot run it
+                raise
             raise self.held(error) from error
         self.attempt.committed = True
         self.ports.observer.tell("taken over", generation=generation)
@@ -404,12 +406,11 @@ class Handoff:
         return isinstance(answer, Released)
 
 
-async def _run(ports: TargetPorts, machine: Machine, attempt: Attempt, *, image_is_good: bool) -> None:
-    with attempt.step("run"):
-        if image_is_good:
-            await ports.hypervisor.run(machine)
-        else:
-            await ports.hypervisor.start_over(machine)
+async def _run(ports: TargetPorts, machine: Machine, *, image_is_good: bool) -> None:
+    if image_is_good:
+        await ports.hypervisor.run(machine)
+    else:
+        await ports.hypervisor.start_over(machine)
 
 
 async def settle_image(
