@@ -173,6 +173,12 @@ class Target:
         assert isinstance(journal, VolatileJournal)
         return journal
 
+    async def tell(self) -> None:
+        """As the daemon does once the machine runs here: tell the source until it has heard it."""
+        assert self.hypervisor.runner is not None
+        ownership = self.daemon.node.ownership(self.hypervisor.runner, self.journal)
+        await self.daemon.tell(ownership, self.journal, "vm")
+
     @property
     def machine(self) -> Machine:
         """The machine that runs here."""

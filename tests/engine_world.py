@@ -17,7 +17,7 @@ from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Record
 from migrate.engine.ownership import Hands, Ownership
 from migrate.engine.policy import PrecopyPolicy
-from migrate.engine.source import SourcePorts, SourceSettings, run_source
+from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source
 from migrate.engine.target import (
     Arrived,
     ImageHeld,
@@ -469,7 +469,10 @@ class World:
         )
 
     def converse(self, target: Engine, link: MemoryLink) -> tuple[Any, Any]:
-        """The source's engine against any coroutine at the other end, which was given `link`."""
+        """The source's engine against any coroutine at the other end, which was given `link`: the results of both.
+
+        That of a source that has handed the machine over is None.
+        """
         ends = (self.links[Role.SOURCE], link)
 
         def after_each_step(ended: int) -> None:
@@ -478,7 +481,7 @@ class World:
             assert self.runners <= 1, f"two runners: {self.events}"
 
         source, other = run_together([self._source(), target], after_each_step)
-        return source, other
+        return None if source is Served.HANDED_OVER else source, other
 
     def connect(self, fault: Fault | None = None) -> MemoryLink:
         """A new connection: the target's end of it."""

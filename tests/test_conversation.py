@@ -13,7 +13,9 @@ from migrate.protocol.messages import (
     DevicesEnd,
     DeviceState,
     Failure,
+    Gone,
     Hello,
+    Inquire,
     Message,
     Owned,
     Paused,
@@ -29,6 +31,7 @@ from migrate.protocol.messages import (
     ServerState,
     Settle,
     TimeOfDay,
+    Unknown,
     Welcome,
 )
 from tests.specimens import SPECIMENS
@@ -65,6 +68,7 @@ TO_PROMISE: list[Step] = [
 OWNED: list[Step] = [(TARGET, Owned, Phase.RELEASE), (SOURCE, Released, Phase.ENDED)]
 DECLINED: list[Step] = [(TARGET, Declined, Phase.RELEASE), (SOURCE, Released, Phase.ENDED)]
 TO_SETTLE: list[Step] = [(TARGET, Settle, Phase.SETTLE)]
+TO_INQUIRE: list[Step] = [(TARGET, Inquire, Phase.SETTLE)]
 
 CONVERSATIONS: dict[str, list[Step]] = {
     "a migration": [*TO_PROMISE, *OWNED],
@@ -75,6 +79,11 @@ CONVERSATIONS: dict[str, list[Step]] = {
     "a settled image, declined": [*TO_SETTLE, (SOURCE, Commit, Phase.OWNED), *DECLINED],
     "an abandoned image": [*TO_SETTLE, (SOURCE, Abandon, Phase.ENDED)],
     "a settled ownership": [*TO_SETTLE, (SOURCE, Released, Phase.ENDED)],
+    "a generation that is over": [*TO_INQUIRE, (SOURCE, Gone, Phase.ENDED)],
+    "a machine that nobody knows": [*TO_INQUIRE, (SOURCE, Unknown, Phase.ENDED)],
+    "a commitment without evidence": [*TO_PROMISE, (TARGET, Unknown, Phase.ENDED)],
+    "an owner whose generation is over": [*TO_PROMISE, OWNED[0], (SOURCE, Gone, Phase.ENDED)],
+    "an owner of whom nothing is known": [*TO_PROMISE, OWNED[0], (SOURCE, Unknown, Phase.ENDED)],
 }
 
 ILLEGAL = sorted(set(product(Phase, Role, SPECIMENS)) - set(NEXT), key=str)
@@ -135,4 +144,4 @@ def test_every_phase_but_the_end_has_exactly_one_speaker(phase: Phase) -> None:
 
 def test_nobody_but_the_source_may_give_the_machine_away() -> None:
     assert {sender for _, sender, kind in NEXT if kind in (Commit, Abandon, Released, Prepare)} == {SOURCE}
-    assert {sender for _, sender, kind in NEXT if kind in (Ready, Owned, Declined, Settle)} == {TARGET}
+    assert {sender for _, sender, kind in NEXT if kind in (Ready, Owned, Declined, Settle, Inquire)} == {TARGET}

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from migrate.daemon.outcome import Cancelling, Outcome
 from migrate.daemon.source import SourceDaemon
 from migrate.daemon.target import TargetDaemon
-from migrate.engine.handoff import Holding, Record
+from migrate.engine.handoff import Holding
 from migrate.engine.target import Arrived
 from migrate.errors import MigrationCancelled, Refused
 from migrate.protocol.conversation import Phase
@@ -26,6 +26,7 @@ from migrate.protocol.messages import (
     DevicesEnd,
     DeviceState,
     Hello,
+    Inquire,
     Message,
     Owned,
     Paused,
@@ -38,7 +39,6 @@ from migrate.protocol.messages import (
     RoundEnd,
     RoundStored,
     ServerState,
-    Settle,
     TimeOfDay,
     Welcome,
 )
@@ -231,18 +231,18 @@ async def test_a_connection_lost_from_the_commit_on_is_settled_over_a_new_one(
         arrived = await target.daemon.migrate_in()
         arrivals.append(arrived)
         if arrived is not None and not arrived.settled:
-            await target.daemon.keep_telling(arrived)
+            await target.tell()
 
     nursery.start_soon(migrate_in)
     await until(lambda: tap.faults[0].fired and source.journal.record.holding is not Holding.OWNER)
     if ending is Ending.SILENCE:
-        await time_passes(clock, lambda: arrivals and source.daemon.handed_over.is_set())
-    await until(lambda: arrivals and source.daemon.handed_over.is_set())
+        await time_passes(clock, lambda: arrivals and source.daemon.over.is_set())
+    await until(lambda: arrivals and source.daemon.over.is_set())
 
     assert target.daemon.attempts[-1].outcome is Outcome.MIGRATED
     assert source.daemon.attempts[-1].outcome is Outcome.MIGRATED
-    assert source.journal.record == Record(Holding.NOT_OWNER, 2)
-    assert target.journal.record == Record(Holding.OWNER, 2)
+    assert str(source.journal.record) == "N(2)"
+    assert str(target.journal.record) == "O(2)"
     assert source.machine.state is MachineState.PAUSED
     await until(lambda: neighbourhood.executed_by.count("target") > 2)
     assert neighbourhood.owners_in_turn == ["source", "target"]
@@ -253,21 +253,21 @@ async def test_a_handoff_whose_settling_is_cut_too_is_settled_in_the_end(neighbo
     source = await neighbourhood.source()
     lost = [
         Fault(S, Commit, nothing, Ending.CLOSE),
-        Fault(T, Settle, nothing, Ending.RESET),
-        Fault(T, Settle, everything, Ending.CLOSE),
+        Fault(T, Inquire, nothing, Ending.RESET),
+        Fault(T, Inquire, everything, Ending.CLOSE),
         Fault(S, Commit, half, Ending.RESET),
         Fault(T, Owned, nothing, Ending.CLOSE),
-        Fault(T, Settle, half, Ending.CLOSE),
+        Fault(T, Inquire, half, Ending.CLOSE),
     ]
     tap = await neighbourhood.tap(source.port, *lost)
     target = neighbourhood.target(tap.port)
     arrived = await target.daemon.migrate_in()
     assert arrived is not None
     assert not arrived.settled
-    await target.daemon.keep_telling(arrived)
+    await target.tell()
     assert all(fault.fired for fault in lost)
-    assert source.journal.record == Record(Holding.NOT_OWNER, 2)
-    assert target.journal.record == Record(Holding.OWNER, 2)
+    assert str(source.journal.record) == "N(2)"
+    assert str(target.journal.record) == "O(2)"
     await until(lambda: neighbourhood.executed_by.count("target") > 2)
     assert neighbourhood.owners_in_turn == ["source", "target"]
     await assert_identical(source, target)
@@ -298,7 +298,7 @@ async def test_while_the_handoff_is_in_doubt_nobody_runs_and_other_targets_are_r
     assert first.daemon.cancel_attempt() is Cancelling.TOO_LATE
 
     tap.is_open = True
-    await until(source.daemon.handed_over.is_set)
+    await until(source.daemon.over.is_set)
     await until(lambda: neighbourhood.executed_by.count("target") > 2)
     assert neighbourhood.owners_in_turn == ["source", "target"]
     await assert_identical(source, first)
@@ -319,7 +319,7 @@ async def test_a_target_that_comes_back_for_a_machine_that_the_source_kept_disca
     tap.is_open = True
     await until(lambda: len(target.daemon.attempts) == 2)
     assert [attempt.outcome for attempt in target.daemon.attempts] == [Outcome.FAILED, Outcome.MIGRATED]
-    assert target.journal.record == Record(Holding.OWNER, 3)
+    assert str(target.journal.record) == "O(3)"
     assert len(target.hypervisor.kept) == 1
     assert neighbourhood.owners_in_turn in (["source"], ["source", "target"])
     await assert_identical(source, target)
@@ -338,7 +338,7 @@ async def test_devices_that_fail_twice_cost_two_attempts_and_the_third_moves_the
     source = await neighbourhood.source(failing(**times))
     target = neighbourhood.target(source.port, retries=2)
     assert await target.daemon.migrate_in() is not None
-    await until(source.daemon.handed_over.is_set)
+    await until(source.daemon.over.is_set)
     for daemon in (source.daemon, target.daemon):
         assert [attempt.outcome for attempt in daemon.attempts] == [Outcome.FAILED, Outcome.FAILED, Outcome.MIGRATED]
         for attempt in daemon.attempts[:2]:
@@ -433,10 +433,10 @@ async def test_a_target_that_declines_after_the_commit_gives_the_machine_back(ne
     await until(lambda: source.told_of("attempt ended"))
     assert source.daemon.attempts[0].as_json()["error"]["class"] == "Declined"
     assert source.told_of("attempt ended")[0].state is MachineState.RUNNING
-    assert source.journal.record == Record(Holding.OWNER, 2)
+    assert str(source.journal.record) == "O(2)"
     retry = neighbourhood.target(source.port)
     assert await retry.daemon.migrate_in() is not None
-    assert retry.journal.record == Record(Holding.OWNER, 3)
+    assert str(retry.journal.record) == "O(3)"
     await assert_identical(source, retry)
 
 

@@ -292,7 +292,7 @@ async def test_one_bit_flipped_in_guest_ram_is_found_and_ends_the_attempt(neighb
     first = target.daemon.attempts[0].as_json()
     assert (first["phase"], first["error"]["side"]) == ("ram", "target")
     assert "RAM batch of round 0 from" in first["error"]["message"]
-    await until(source.daemon.handed_over.is_set)
+    await until(source.daemon.over.is_set)
     assert source.daemon.attempts[0].as_json()["error"]["side"] == "target"
     await assert_identical(source, target)
 

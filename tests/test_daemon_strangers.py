@@ -58,7 +58,7 @@ async def migration_in_progress(neighbours: Neighbourhood, nursery: trio.Nursery
 
 async def assert_undisturbed(source: Source, target: Target, clock: MockClock) -> None:
     assert source.daemon.attempts == [], "the migration was to be still in progress"
-    while not source.daemon.handed_over.is_set():
+    while not source.daemon.over.is_set():
         clock.jump(100_000)
         await trio.sleep(0.001)
     assert [attempt.outcome for attempt in source.daemon.attempts] == [Outcome.MIGRATED]

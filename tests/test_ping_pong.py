@@ -3,8 +3,8 @@
 "Must show 2": after a hundred migrations the ledger is whole, with releases alternating where they can carry it.
 """
 
-from collections.abc import Mapping
-from itertools import cycle, islice, pairwise
+from collections.abc import Iterator, Mapping
+from itertools import count, cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrate.daemon import guests
+from migrate.daemon.address import Address
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
-from migrate.daemon.journal import journal_of_owner, journal_of_stranger
+from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.source import SourceDaemon
 from migrate.daemon.target import TargetDaemon
 from migrate.daemon.wire import WireObserver, recorder
@@ -48,40 +49,38 @@ class Court:
     leftovers: Leftovers
     wire: Path
 
-    def hypervisor(self) -> TrioHypervisor:
-        return TrioHypervisor(self.nursery, wire=self.wire, storage=self.leftovers.storage)
+    nodes: Iterator[int] = attrs.field(factory=count)
 
-    async def boot(self, spec: Spec, release: str) -> GuestRunner:
-        machine = await self.hypervisor().create(spec, RELEASES[release].birth(NIL_UUID))
-        LedgerGuest().boot(machine)
-        machine.start()
-        runner = GuestRunner(machine, LedgerGuest(), self.nursery)
-        await runner.resume()
-        return runner
+    def node(self, release: str) -> Node:
+        """One more node."""
+        hypervisor = TrioHypervisor(self.nursery, wire=self.wire, storage=self.leftovers.storage)
+        name = f"node-{next(self.nodes)}"
+        return Node(name=name, release=RELEASES[release], hypervisor=hypervisor, events=EventLog(name))
 
-    async def migrate(self, runner: GuestRunner, from_: str, to: str) -> GuestRunner:
-        """From a source daemon of release `from_` to a target daemon of release `to`, over TCP."""
-        asked = SourceSettings(node="here", machine_name="vm", release=RELEASES[from_], policy=SWITCH_OVER_ANYWAY)
-        source = SourceDaemon(runner, journal_of_owner(), asked, EventLog("source"), deadlines=PATIENT)
+    async def boot(self, spec: Spec, release: str) -> "Home":
+        node = self.node(release)
+        birth = RELEASES[release].birth(NIL_UUID)
+        runner, journal = await node.bear(spec, "vm", LedgerGuest(), birth)
+        return Home(node, runner, journal)
+
+    async def migrate(self, home: "Home", to: str) -> "Home":
+        """From a source daemon where it is to a target daemon of release `to`, over TCP."""
+        release = home.node.release
+        asked = SourceSettings(node=home.node.name, machine_name="vm", release=release, policy=SWITCH_OVER_ANYWAY)
+        source = SourceDaemon(home.runner, home.journal, asked, EventLog("source"), node=home.node, deadlines=PATIENT)
         listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
-        hypervisor = self.hypervisor()
-        target = TargetDaemon(
-            LOOPBACK,
-            port_of(listeners),
-            hypervisor,
-            journal_of_stranger(),
-            TargetSettings(node="there", release=RELEASES[to]),
-            EventLog("target"),
-            deadlines=PATIENT,
-        )
+        node = self.node(to)
+        settings = TargetSettings(node=node.name, release=RELEASES[to])
+        address = Address(host=LOOPBACK, port=port_of(listeners))
+        target = TargetDaemon(address, node, settings, EventLog("target"), deadlines=PATIENT)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(source.serve, listeners)
             arrived = await target.migrate_in()
             assert arrived is not None, [str(attempt.error) for attempt in target.attempts]
-        assert hypervisor.runner is not None
-        runner.machine.stop()
-        runner.machine.close()
-        return hypervisor.runner
+        assert node.hypervisor.runner is not None
+        home.runner.machine.stop()
+        home.runner.machine.close()
+        return Home(node, node.hypervisor.runner, target.journal)
 
     async def audit(self, runner: GuestRunner) -> LedgerAudit:
         """Stop the machine and have what is left of it read."""
@@ -91,6 +90,15 @@ class Court:
         runner.machine.close()
         assert audit is not None
         return audit
+
+
+@attrs.frozen
+class Home:
+    """Where the machine is now."""
+
+    node: Node
+    runner: GuestRunner
+    journal: AnyJournal
 
 
 async def records_are_made(runner: GuestRunner, count: int) -> None:
@@ -123,12 +131,13 @@ async def test_the_ledger_is_whole_after_a_hundred_migrations(
             observer.path,
         )
         path = list(islice(cycle(releases), MIGRATIONS + 1))
-        runner = await court.boot(make_spec(components), path[0])
-        for here, there in pairwise(path):
-            await records_are_made(runner, 2)
-            runner = await court.migrate(runner, here, there)
-        await records_are_made(runner, 2)
-        audit = await court.audit(runner)
+        home = await court.boot(make_spec(components), path[0])
+        for there in path[1:]:
+            await records_are_made(home.runner, 2)
+            home = await court.migrate(home, there)
+        await records_are_made(home.runner, 2)
+        assert str(home.journal.record) == f"O({1 + MIGRATIONS})", "generations go on from node to node"
+        audit = await court.audit(home.runner)
         assert audit.violations == ()
         assert audit.found == audit.acknowledged > 2 * MIGRATIONS
         nursery.cancel_scope.cancel()

@@ -341,14 +341,15 @@ class _Source:
         self.enter("handoff")
         if isinstance(asked, Inquire):
             is_ours = asked.machine == self.machine.birth.vm_id.bytes and asked.source == self.settings.node
+            whom, here = f"node {quote(asked.source)} ", f" of node {quote(self.settings.node)}"
             name, standing, self.target = asked.name, asked.standing, asked.node
         else:
             is_ours = asked.machine == self.settings.machine_name
+            whom = here = ""
             name, standing = asked.machine, Standing.OWNS if asked.owned else Standing.HOLDS
         if not is_ours:  # any answer about ours could end theirs, or release ours
             stranger = RemoteProtocolError(
-                f"the target asks about machine {quote(name)} of another node; here is "
-                f"{quote(self.settings.machine_name)} of {quote(self.settings.node)}"
+                f"the target asks {whom}about machine {quote(name)}; here is {quote(self.settings.machine_name)}{here}"
             )
             await tell_failure(self.link, self.attempt.phase, stranger)
             raise stranger

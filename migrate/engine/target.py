@@ -403,7 +403,7 @@ class Handoff:
             await self.ownership.carry_out(answered(record, answer, generation, record.peer))
         except MigrationError:
             return False
-        return isinstance(answer, Released)
+        return answer == Released(generation=generation)
 
 
 async def _run(ports: TargetPorts, machine: Machine, *, image_is_good: bool) -> None:
@@ -462,7 +462,9 @@ async def tell_answer(link: Link, ownership: Ownership, machine_name: str, gener
 
 
 def answered(record: Record, answer: object, generation: int, sender: str) -> Ruling:
-    """What the rule book makes of the last word of a conversation."""
+    """What the rule book makes of the last word of a conversation; nothing, if it is about another generation."""
+    if getattr(answer, "generation", None) != generation:
+        return ()
     match answer:
         case Released():
             return on_released(record, generation, sender)
