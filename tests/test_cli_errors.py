@@ -61,7 +61,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["spec", "show"], ["SPEC is missing; see migrate spec show --help"]),
     (["spec", "validate"], ["SPEC is missing; see migrate spec validate --help"]),
     (["spec", "convert", EXAMPLE], ["--to is missing; see migrate spec convert --help"]),
-    (["target"], ["SOURCE is missing; see migrate target --help"]),
+    (["target"], ["SOURCE is missing", "--state-dir", "see migrate target --help"]),
     (["spec", "show", EXAMPLE, EXAMPLE], ["too many arguments", "web-server.json"]),
     (["spec", "show", EXAMPLE, "--api-version", "new"], ["--api-version", "new"]),
     (["rehearse", EXAMPLE, "--memory-mb", "much"], ["--memory-mb", "much"]),

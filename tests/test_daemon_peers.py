@@ -21,6 +21,7 @@ from migrate.protocol.messages import (
     OPTIONAL,
     Abandon,
     Commit,
+    Inquire,
     Failure,
     Message,
     Preamble,
@@ -207,7 +208,7 @@ async def test_no_word_but_the_commit_lets_a_target_run_what_it_holds(
 
     async def converse(wire: Wire) -> None:
         first = await wire.hear()
-        if not isinstance(first, Settle):
+        if not isinstance(first, Inquire):
             await play_source(wire, iter(script), Phase.COMMIT)
             await wire.put(wire.bytes_of(next(wrong) if phase is Phase.COMMIT else SPECIMENS[Abandon]))
         elif phase is Phase.SETTLE and (message := next(wrong, None)) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from migrate.engine.handoff import Holding, Record
+from migrate.engine.handoff import Holding
 from migrate.engine.policy import OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import Arrived, ImageHeld, TargetSettings

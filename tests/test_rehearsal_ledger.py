@@ -39,7 +39,7 @@ def test_a_rehearsal_keeps_a_ledger_and_has_it_read(tmp_path: Path) -> None:
     assert guest["records_found"] == guest["records_acknowledged"] > 10
     assert all(0 < guest["away_ms"][how] < 10_000 for how in ("clock", "console", "wire"))
     assert guest["blackout_ms"] > 0
-    assert [path.suffix for path in tmp_path.iterdir()] == [".disk"]
+    assert sorted(path.suffix or path.name for path in tmp_path.iterdir()) == [".disk", "fence"]
 
 
 def test_a_refused_machine_keeps_its_ledger_where_it_is() -> None:

@@ -90,7 +90,9 @@ class GuestRunner:
         try:
             self.program.boot(self.machine)
         except GuestDoesNotFit as error:
-            raise MachineCreationFailed(f"guest program {self.program.name!r} does not fit: {error}") from error
+            raise MachineCreationFailed(
+                f"guest program {self.program.name!r} does not fit this machine: {error}"
+            ) from error
         self.machine.start()
         await self.resume()
 
