@@ -383,6 +383,8 @@ def on_title_lost(record: Record, found: Title | None, machine: UUID) -> Ruling:
     match record.holding:
         case Holding.READY:
             return declining(record)
+        case Holding.COMMITTED if found.generation == record.generation and found.owner == record.peer:
+            return NOTHING  # it may have died before it noted that it owns this, and will ask for the commit again
         case Holding.COMMITTED:
             return Write(_not_owner(record, found.generation, record.peer)), Act.DROP
         case Holding.OWNER:
