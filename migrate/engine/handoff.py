@@ -444,8 +444,8 @@ def granted(
             may, image_is_good = is_session, True
         case Claim.TAKE_OVER | Claim.RECLAIM:
             may, image_is_good = is_session or is_mine, is_session
-        case Claim.REFUSED:  # the target may have taken it and then found that it could not run: it says it never did
-            may, image_is_good = is_session or is_mine or is_peers, is_session or is_peers
+        case Claim.REFUSED:  # a target that has taken it says that it never ran: its journal may have gone backwards
+            may, image_is_good = is_session or is_mine or is_peers, is_session
     return Granted(title, image_is_good) if may else None
 
 
