@@ -234,7 +234,7 @@ def on_owned(record: Record, generation: int, sender: str, *, runs: bool = True)
                 return over, released
             case _:
                 return over, Act.DROP, released
-    is_giver_of_ours = holding is Holding.READY and _same(record.peer, sender)
+    is_giver_of_ours = holding is Holding.READY and generation < here and _same(record.peer, sender)
     if holding is Holding.NOT_OWNER or not runs or is_giver_of_ours:  # an owner may prepare what it has not given away
         return (released,)
     return (
