@@ -428,10 +428,10 @@ def granted(
     """
     session = 0 if found is None else found.session
     title = Title(session=session + 1, generation=generation, machine=machine, owner=node)
-    is_session = session == record.session
     is_mine = found is not None and found.machine == machine and found.owner == node
     is_peers = found is not None and found.machine == machine and _same(found.owner, record.peer)
     is_free = found is None or not found.owner
+    is_session = session == record.session and (is_free or (found is not None and found.machine == machine))
     ended_here = found is not None and found.machine == machine and is_free and found.generation <= record.generation
     match claim:
         case Claim.FORCE:
