@@ -429,10 +429,11 @@ def granted(
     session = 0 if found is None else found.session
     title = Title(session=session + 1, generation=generation, machine=machine, owner=node)
     is_mine = found is not None and found.machine == machine and found.owner == node
-    is_peers = found is not None and found.machine == machine and _same(found.owner, record.peer)
+    is_peers = found is not None and found.machine == machine and found.owner != "" and _same(found.owner, record.peer)
     is_free = found is None or not found.owner
     is_session = session == record.session and (is_free or (found is not None and found.machine == machine))
-    ended_here = found is not None and found.machine == machine and is_free and found.generation <= record.generation
+    is_later = found is not None and found.generation > record.generation
+    ended_here = found is not None and found.machine == machine and is_free and not is_later
     match claim:
         case Claim.FORCE:
             may, image_is_good = True, False
@@ -445,7 +446,7 @@ def granted(
         case Claim.TAKE_OVER | Claim.RECLAIM:
             may, image_is_good = is_session or is_mine, is_session
         case Claim.REFUSED:  # a target that has taken it says that it never ran: its journal may have gone backwards
-            may, image_is_good = is_session or is_mine or is_peers, is_session
+            may, image_is_good = is_session or is_mine or ended_here or (is_peers and not is_later), is_session
     return Granted(title, image_is_good) if may else None
 
 
