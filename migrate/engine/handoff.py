@@ -234,7 +234,8 @@ def on_owned(record: Record, generation: int, sender: str, *, runs: bool = True)
                 return over, released
             case _:
                 return over, Act.DROP, released
-    if holding is Holding.NOT_OWNER or not runs:
+    is_giver_of_ours = holding is Holding.READY and generation < here and _same(record.peer, sender)
+    if holding is Holding.NOT_OWNER or not runs or is_giver_of_ours:  # an owner may prepare what it has not given away
         return (released,)
     return (
         Alarm(
@@ -382,6 +383,8 @@ def on_title_lost(record: Record, found: Title | None, machine: UUID) -> Ruling:
     match record.holding:
         case Holding.READY:
             return declining(record)
+        case Holding.COMMITTED if found.generation == record.generation and found.owner == record.peer:
+            return NOTHING  # it may have died before it noted that it owns this, and will ask for the commit again
         case Holding.COMMITTED:
             return Write(_not_owner(record, found.generation, record.peer)), Act.DROP
         case Holding.OWNER:
@@ -425,11 +428,12 @@ def granted(
     """
     session = 0 if found is None else found.session
     title = Title(session=session + 1, generation=generation, machine=machine, owner=node)
-    is_session = session == record.session
     is_mine = found is not None and found.machine == machine and found.owner == node
-    is_peers = found is not None and found.machine == machine and _same(found.owner, record.peer)
+    is_peers = found is not None and found.machine == machine and found.owner != "" and _same(found.owner, record.peer)
     is_free = found is None or not found.owner
-    ended_here = found is not None and found.machine == machine and is_free and found.generation <= record.generation
+    is_session = session == record.session and (is_free or (found is not None and found.machine == machine))
+    is_later = found is not None and found.generation > record.generation
+    ended_here = found is not None and found.machine == machine and is_free and not is_later
     match claim:
         case Claim.FORCE:
             may, image_is_good = True, False
@@ -441,8 +445,8 @@ def granted(
             may, image_is_good = is_session, True
         case Claim.TAKE_OVER | Claim.RECLAIM:
             may, image_is_good = is_session or is_mine, is_session
-        case Claim.REFUSED:  # the target may have taken it and then found that it could not run: it says it never did
-            may, image_is_good = is_session or is_mine or is_peers, is_session or is_peers
+        case Claim.REFUSED:  # a target that has taken it says that it never ran: its journal may have gone backwards
+            may, image_is_good = is_session or is_mine or ended_here or (is_peers and not is_later), is_session
     return Granted(title, image_is_good) if may else None
 
 
