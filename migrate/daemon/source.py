@@ -111,7 +111,10 @@ class SourceDaemon:
         error: MigrationError | None = None
         try:
             await node.ownership(self.runner, self.journal).reclaim()
-        except StorageTaken:
+        except StorageTaken as taken:
+            if self.journal.record.holding is Holding.COMMITTED:  # the target has begun to start it, and will say so
+                self.events.tell("still in doubt", message=str(taken), again_in_s=self.reclaim_after_s)
+                return
             self.events.tell("handed over", generation=self.journal.record.generation)
         except MigrationError as failure:
             self.events.tell("still in doubt", message=str(failure), again_in_s=self.reclaim_after_s)
