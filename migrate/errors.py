@@ -93,7 +93,3 @@ class MigrationCancelled(MigrationError):
 
 class HandoffInDoubt(MigrationError):
     """The source gave the machine away and does not know whether the target has it.  The source must not run it."""
-
-
-class JournalFailed(MigrationError):
-    """A record could not be made durable; the one before it stands, and is what a restart will find."""
