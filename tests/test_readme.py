@@ -31,7 +31,8 @@ def test_the_readme_shows_what_a_rehearsal_prints_today() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert without_rounds(shape(run.stdout)) == without_rounds(shape(sample["output"]))
+    # Where a line is wrapped depends on how long its numbers are.
+    assert " ".join(without_rounds(shape(run.stdout))) == " ".join(without_rounds(shape(sample["output"])))
 
 
 def test_the_readme_names_the_two_commands_on_its_first_screen() -> None:
