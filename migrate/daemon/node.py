@@ -48,6 +48,10 @@ from sim_vmm.spec import Spec
 FIRST_GENERATION: Final = 1
 HOST_NAME_MAX: Final = 64
 
+#: Facts of a node in its state directory.
+LISTENS_AT: Final = "listens at"
+SOURCE_AT: Final = "source at"
+
 
 class ImageLost(MigrationError):
     """The image of a paused machine cannot be trusted any more: it must not be resumed."""

@@ -25,7 +25,7 @@ from migrate.daemon.events import EventLog
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
-from migrate.daemon.node import AnyJournal, ImageLost, Node, known_machine, new_attempt
+from migrate.daemon.node import LISTENS_AT, SOURCE_AT, AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.source import RECLAIM_AFTER_S, SourceDaemon
 from migrate.daemon.state import MachineState as Kept
@@ -195,10 +195,6 @@ class TargetOptions:
 #: How long a node that comes for a machine first tells what it owes for others.
 PAY_FIRST_FOR_S: Final = 10.0
 DEFAULT_LISTEN: Final = Address(host="127.0.0.1", port=4600)
-
-#: Facts of a node in its state directory.
-LISTENS_AT: Final = "listens at"
-SOURCE_AT: Final = "source at"
 
 
 @attrs.define
