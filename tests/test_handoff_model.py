@@ -15,18 +15,11 @@ import pytest
 
 from migrate.engine import handoff
 from migrate.engine.handoff import Act, Claim, Effect, Granted, Holding, Record, Ruling, Say, Take, Write
-from migrate.protocol.messages import Commit
+from migrate.protocol.messages import Commit, Gone
 from sim_vmm.fence import Title
-from tests.handoff_model import (
-    FLOOR_SANK,
-    NUMBER_REUSED,
-    STALE_IMAGE,
-    TWO_RUNNERS,
-    Bounds,
-    Nodes,
-    Rules,
-)
+from tests.handoff_model import Bounds, Nodes
 from tests.model_check import HOPELESS, Verdict, explore
+from tests.model_node import FLOOR_SANK, NUMBER_REUSED, STALE_IMAGE, TWO_RUNNERS, Rules
 
 SOAKS: Final = os.environ.get("HANDOFF_MODEL") == "soak"
 SOAK: Final = pytest.mark.skipif(not SOAKS, reason="takes minutes: make soak")
@@ -187,6 +180,14 @@ def what_was_owned_is_forgotten(record: Record, generation: int, sender: str) ->
     return handoff.on_commit(record, generation, sender)
 
 
+def an_image_of_a_failed_attempt_is_called_gone(
+    record: Record, generation: int, sender: str, *, preparing: int | None, highest: int
+) -> Ruling:
+    if record.holding is Holding.NOT_OWNER and generation <= record.generation:
+        return (Say(Gone(generation=generation)),)
+    return handoff.on_ready(record, generation, sender, preparing=preparing, highest=highest)
+
+
 def the_higher_generation_wins(claim: Claim, found: Title | None, record: Record, **who: object) -> Granted | None:
     granted = handoff.granted(Claim.FORCE, found, record, **who)  # type: ignore[arg-type]
     assert granted is not None, "force always gets it"
@@ -222,6 +223,15 @@ MISTAKES: Final = [
     pytest.param(Rules(on_silence=silence_is_taken_for_declined), False, 2, ONCE, TWO_RUNNERS, 11, id="lost answer"),
     pytest.param(Rules(on_ready=the_last_okay_hands_over), False, 2, ONCE, HOPELESS, 4, id="last okay"),
     pytest.param(Rules(on_commit=what_was_owned_is_forgotten), False, 3, ONCE, TWO_RUNNERS, 27, id="fork"),
+    pytest.param(
+        Rules(on_ready=an_image_of_a_failed_attempt_is_called_gone),
+        False,
+        3,
+        Bounds(migrations=2, losses=1),
+        HOPELESS,
+        4,
+        id="gone",
+    ),
     pytest.param(
         Rules(granted=the_higher_generation_wins),
         True,

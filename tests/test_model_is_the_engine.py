@@ -41,7 +41,7 @@ from migrate.engine.handoff import (
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.protocol.messages import Message
 from sim_vmm.fence import Title
-from tests.handoff_model import MACHINE, Bounds, Image, Node, Nodes, Talk
+from tests.model_node import MACHINE, THE_RULES, Executor, Image, Node, Talk
 
 HERE: Final = "A"
 HELD_SESSION: Final = 3
@@ -159,13 +159,13 @@ def by_the_engine(record: Record, register: Title | None, ruling: Ruling, *, has
 
 
 def by_the_model(record: Record, register: Title | None, ruling: Ruling, *, has_fence: bool) -> list[str]:
-    world = Nodes(2, Bounds(), has_fence=has_fence)
+    executor = Executor(THE_RULES, has_fence)
     node = Node(record=record, image=Image.FRESH, session=HELD_SESSION, todo=ruling, debts=((5, "B"),))
     talk: Talk | None = Talk(0, 1, image=Image.FRESH)
     done: list[str] = []
     while node.todo:
         effect, registered = node.todo[0], register
-        step = world.perform_one(0, node, talk, register)
+        step = executor.perform_one(0, node, talk, register)
         node, talk, register = step.node, step.talk, step.register
         match effect:
             case Write(_, owes):
