@@ -9,7 +9,8 @@ one in).  Here is what stands around them in the engine, as small as it can be:
   end can also give up on its own, or die, and what it had said still arrives.
 - A source gives up an attempt whenever it likes before `C`; a target declines whenever it likes while it holds `R`.
 - A target asks again, and tells what it owes; a source that gave the machine away may say so again.
-- With a fence every start and resume takes the register, and a source may take back what it gave away.
+- With a fence every start and resume takes the register, and a source may take back what it gave away.  One that ends
+  an attempt while the storage cannot be reached goes on in the session that it was paused in.
 
 An image is *fresh* until the machine runs anywhere, by resume or from its disks, and *stale* ever after.
 
@@ -76,12 +77,13 @@ from tests.model_node import (
 
 @attrs.frozen(kw_only=True)
 class Bounds:
-    """How often what may happen.  `losses` are cuts, and ends that give up on their own."""
+    """How often what may happen.  `losses` are cuts, and ends that give up on their own; `outages` the storage's."""
 
     migrations: int = 2
     crashes: int = 0
     losses: int = 0
     reclaims: int = 0
+    outages: int = 0
     forgets: int = 0
     saves: int = 0
     restores: int = 0
@@ -98,6 +100,7 @@ class Budget(IntEnum):
     FORGETS = 16
     SAVES = 20
     RESTORES = 24
+    OUTAGES = 28
 
 
 NO_TALK: Final = 0
@@ -438,6 +441,17 @@ class _Pair:
                 yield self.begin(
                     f"{s} gives up on {t}", talk.source, free, undone, closed, costs=Budget.LOSSES, is_fair=False
                 )
+                if self.world.has_fence and talk.preparing and undone:
+                    unasked = free._replace(image_is_good=True)
+                    yield self.begin(
+                        f"{s} gives up on {t} in an outage",
+                        talk.source,
+                        unasked,
+                        undone[1:],
+                        closed,
+                        costs=Budget.OUTAGES,
+                        is_fair=False,
+                    )
                 if talk.preparing:
                     aloud = (*undone, Say(Abandon(generation=talk.preparing)))
                     open_still = talk._replace(preparing=0)
