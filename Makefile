@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEC ?= examples/web-server.json
 
-.PHONY: rehearse test check bench golden clean
+.PHONY: rehearse test soak check bench golden clean
 
 rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
+
+soak: $(STAMP)  ## the model of the handoff in larger worlds: minutes
+	HANDOFF_MODEL=soak $(BIN)/python -m pytest -s tests/test_handoff_model.py
 
 check: $(STAMP)  ## style, types, layers, published shapes
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ one in).  Here is what stands around them in the engine, as small as it can be:
   end can also give up on its own, or die, and what it had said still arrives.
 - A source gives up an attempt whenever it likes before `C`; a target declines whenever it likes while it holds `R`.
 - A target asks again, and tells what it owes; a source that gave the machine away may say so again.
-- With a fence every start and resume takes the register, and a source may take back what it gave away.
+- With a fence every start and resume takes the register, and a source may take back what it gave away.  One that ends
+  an attempt while the storage cannot be reached goes on in the session that it was paused in.
 
 An image is *fresh* until the machine runs anywhere, by resume or from its disks, and *stale* ever after.
 
@@ -24,28 +25,18 @@ A journal may also be lost (`forgets`), or replaced by a copy of itself (`saves`
 nothing unsafe comes of a lost one, and with a fence of an older one; nobody promises that the machine survives either.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
-from uuid import UUID
 
 import attrs
 
 from migrate.engine import handoff
 from migrate.engine.handoff import (
-    NEVER_HAD,
-    Act,
-    Alarm,
-    Claim,
-    Effect,
-    Granted,
     Holding,
     Record,
     Ruling,
     Say,
-    Settled,
-    Take,
-    Write,
 )
 from migrate.protocol.messages import (
     Abandon,
@@ -61,54 +52,38 @@ from migrate.protocol.messages import (
 )
 from sim_vmm.fence import Title
 from tests.model_check import Interned, Move, State
-
-TWO_RUNNERS: Final = "two nodes run the machine"
-STALE_IMAGE: Final = "an image is resumed after the machine ran elsewhere"
-FLOOR_SANK: Final = "a floor sank"
-NUMBER_REUSED: Final = "a generation is used twice"
-
-LAWS: Final = (FLOOR_SANK, NUMBER_REUSED)
-"""What is forbidden because of what would come of it: `keeps_laws` is false where that is to be seen."""
-
-NAMES: Final = ("A", "B", "C")
-MACHINE: Final = UUID(int=7)
-
-
-@attrs.frozen(kw_only=True)
-class Rules:
-    """The rule book, and two things that are not in it: the next number, and what silence means to a source."""
-
-    on_ready: Callable[..., Ruling] = handoff.on_ready
-    on_owned: Callable[..., Ruling] = handoff.on_owned
-    on_declined: Callable[..., Ruling] = handoff.on_declined
-    standing_of: Callable[[Record, int], Standing] = handoff.standing_of
-    on_prepare: Callable[..., Ruling] = handoff.on_prepare
-    on_commit: Callable[[Record, int, str], Ruling] = handoff.on_commit
-    declining: Callable[[Record], Ruling] = handoff.declining
-    on_abandon: Callable[[Record, int, str], Ruling] = handoff.on_abandon
-    on_gone: Callable[[Record, int, str], Ruling] = handoff.on_gone
-    on_released: Callable[[Record, int, str], Ruling] = handoff.on_released
-    on_unknown: Callable[[Record, int, str], Ruling] = handoff.on_unknown
-    rolling_back: Callable[[Record], Ruling] = handoff.rolling_back
-    starting: Callable[[Record], Ruling] = handoff.starting
-    reclaiming: Callable[[Record, int], Ruling] = handoff.reclaiming
-    on_title_lost: Callable[..., Ruling] = handoff.on_title_lost
-    granted: Callable[..., Granted | None] = handoff.granted
-    next_number: Callable[[Record, int], int] = lambda record, highest: highest + 1
-    on_silence: Callable[[Record], Ruling] = lambda record: ()
-
-
-THE_RULES: Final = Rules()
+from tests.model_node import (
+    LAWS,
+    MACHINE,
+    NAMES,
+    NUMBER_REUSED,
+    THE_RULES,
+    TWO_RUNNERS,
+    Asks,
+    Copy,
+    Done,
+    Executor,
+    Image,
+    Node,
+    Rules,
+    Talk,
+    aged_node,
+    aged_talk,
+    brief,
+    half_done,
+    settle,
+)
 
 
 @attrs.frozen(kw_only=True)
 class Bounds:
-    """How often what may happen.  `losses` are cuts, and ends that give up on their own."""
+    """How often what may happen.  `losses` are cuts, and ends that give up on their own; `outages` the storage's."""
 
     migrations: int = 2
     crashes: int = 0
     losses: int = 0
     reclaims: int = 0
+    outages: int = 0
     forgets: int = 0
     saves: int = 0
     restores: int = 0
@@ -125,76 +100,11 @@ class Budget(IntEnum):
     FORGETS = 16
     SAVES = 20
     RESTORES = 24
-
-
-class Image(IntEnum):
-    NONE = 0
-    FRESH = 1
-    STALE = 2
-
-
-class Copy(NamedTuple):
-    """Of a journal."""
-
-    record: Record
-    highest: int
-    debts: tuple[tuple[int, str], ...]
-    image: Image
-
-
-class Node(NamedTuple):
-    is_up: bool = True
-    record: Record = NEVER_HAD
-    highest: int = 0
-    used: int = 0
-    """The highest generation that was prepared or written here; one that was spent on a vain reclaim was not used."""
-    debts: tuple[tuple[int, str], ...] = ()
-    image: Image = Image.NONE
-    runs: bool = False
-    session: int = 0
-    image_is_good: bool = True
-    serves: bool = False
-    """Is the source of a conversation."""
-    todo: Ruling = ()
-    slot: int = -1
-    """Of the conversation that `todo` belongs to; -1 if to none."""
-    copy: Copy | None = None
-
-
-@attrs.frozen
-class Asks:
-    """A target that comes back."""
-
-    generation: int
-    standing: Standing
-
-
-Message = Prepare | Ready | Commit | Owned | Declined | Released | Gone | Unknown | Abandon | Asks
-LAST_WORDS: Final = (Released, Gone, Unknown, Abandon)
-
-
-class Talk(NamedTuple):
-    """A conversation, of which each end may be closed already.  `image` is what came with `Prepare`."""
-
-    source: int
-    target: int
-    source_is_open: bool = True
-    target_is_open: bool = True
-    message: Message | None = None
-    to_source: bool = False
-    preparing: int = 0
-    image: Image = Image.NONE
+    OUTAGES = 28
 
 
 NO_TALK: Final = 0
 """The number of None among the talks."""
-
-
-def settle(talk: Talk) -> Talk | None:
-    """What is left of a conversation: nothing arrives at a closed end."""
-    if talk.message is not None and not (talk.source_is_open if talk.to_source else talk.target_is_open):
-        talk = talk._replace(message=None)
-    return talk if talk.source_is_open or talk.target_is_open else None
 
 
 class Step(NamedTuple):
@@ -208,17 +118,6 @@ class Step(NamedTuple):
     broken: str = ""
     runner: int = -1
     spends: int = 0
-
-
-class Done(NamedTuple):
-    """What has become of a node that did an effect, of its conversation and of the register."""
-
-    label: str
-    node: Node
-    talk: Talk | None
-    register: Title | None
-    broken: str = ""
-    runs: bool = False
 
 
 class Nodes:
@@ -237,6 +136,7 @@ class Nodes:
         """Without `link_heals` nobody may hope for another conversation, and only for one node that runs."""
         self.count, self.bounds, self.has_fence, self.rules = count, bounds, has_fence, rules
         self.keeps_laws, self.link_heals = keeps_laws, link_heals
+        self.executor = Executor(rules, has_fence)
         self.is_tampered = bounds.restores > 0 or bounds.forgets > 0
         self.pairs = [(one, other) for one in range(count) for other in range(one + 1, count)]
         self.first_talk = count
@@ -328,12 +228,12 @@ class Nodes:
         for at in range(self.count):
             number = nodes.get(after[at])
             if number is None:
-                number = nodes[after[at]] = self.nodes.number(_aged_node(self.nodes.values[after[at]]))
+                number = nodes[after[at]] = self.nodes.number(aged_node(self.nodes.values[after[at]]))
             after[at] = number
         for at in range(self.first_talk, self.register_at):
             number = talks.get(after[at])
             if number is None:
-                number = talks[after[at]] = self.talks.number(_aged_talk(self.talks.values[after[at]]))
+                number = talks[after[at]] = self.talks.number(aged_talk(self.talks.values[after[at]]))
             after[at] = number
         return ""
 
@@ -369,7 +269,7 @@ class Nodes:
                     number = self._crashed[key] = self.talks.number(settle(open_still))
                 after[position] = number
         after[self.budget_at] -= 1 << Budget.CRASHES
-        return Move(f"{NAMES[at]} dies as {node.record}{_half_done(node)}", tuple(after), is_fair=False)
+        return Move(f"{NAMES[at]} dies as {node.record}{half_done(node)}", tuple(after), is_fair=False)
 
     # What a node does by itself
 
@@ -394,7 +294,7 @@ class Nodes:
             return
         if node.todo:
             if node.slot < 0:
-                yield self.step_of(at, self.perform(at, node, None, register))
+                yield self.step_of(at, self.executor.perform(at, node, None, register))
             return
         if record.holding is Holding.READY:
             todo = self.rules.declining(record)
@@ -424,7 +324,7 @@ class Nodes:
         node = node._replace(slot=-1)
         if not node.todo:
             return Step(label, ((at, self.nodes.number(node)),))
-        done = self.perform(at, node, None, register)
+        done = self.executor.perform(at, node, None, register)
         return self.step_of(at, done._replace(label=f"{label}: {done.label}"))
 
     def step_of(self, at: int, done: Done) -> Step:
@@ -441,76 +341,6 @@ class Nodes:
             yield from (step._replace(is_fair=step.is_fair and self.link_heals) for step in pair.openings())
         else:
             yield from pair.of_talk(now)
-
-    def perform(self, at: int, node: Node, talk: Talk | None, register: Title | None) -> Done:
-        """The next effect of the ruling that `node` is at, with the drops and alarms that follow it."""
-        done = self.perform_one(at, node, talk, register)
-        while done.node.todo and (done.node.todo[0] is Act.DROP or isinstance(done.node.todo[0], Alarm)):
-            more = self.perform_one(at, done.node, done.talk, done.register)
-            done = more._replace(
-                label=f"{done.label}, {more.label}", broken=done.broken or more.broken, runs=done.runs or more.runs
-            )
-        return done if done.node.todo else done._replace(node=done.node._replace(slot=-1))
-
-    def perform_one(self, at: int, node: Node, talk: Talk | None, register: Title | None) -> Done:
-        effect, rest = node.todo[0], node.todo[1:]
-        node = node._replace(todo=rest)
-        name = NAMES[at]
-        match effect:
-            case Write():
-                return self.write(name, effect, node, talk, register)
-            case Say(message):
-                node, talk = _said(at, node, talk, message)
-                return Done(f"{name} says {_brief(message)}", node, talk, register)
-            case Take(claim):
-                return self.take(name, claim, node, talk, register)
-            case Act.RUN:
-                resumes = node.image is not Image.NONE and node.image_is_good
-                broken = STALE_IMAGE if resumes and node.image is Image.STALE else ""
-                after = node._replace(runs=True, image=Image.NONE)
-                return Done(f"{name} {'resumes' if resumes else 'cold-starts'}", after, talk, register, broken, True)
-            case Act.DROP:
-                return Done("drops the image", node._replace(image=Image.NONE), talk, register)
-            case Act.STOP:
-                return Done(f"{name} stops", node._replace(runs=False), talk, register)
-            case Alarm():
-                return Done("alarm", node, talk, register)
-            case Settled(generation, peer):
-                debts = tuple(debt for debt in node.debts if debt != (generation, peer))
-                return Done(f"{name} owes {peer} nothing for {generation}", node._replace(debts=debts), talk, register)
-
-    def write(self, name: str, effect: Write, node: Node, talk: Talk | None, register: Title | None) -> Done:
-        record, before = effect.record, node.record
-        if self.has_fence and record.holding in (Holding.OWNER, Holding.COMMITTED):
-            record = attrs.evolve(record, session=node.session)
-        sinks = record.generation < before.generation or record.owned < before.owned
-        debts = set(node.debts) | ({(record.generation, record.peer)} if effect.owes is not None else set())
-        image = node.image
-        if record.holding is Holding.READY:
-            image = Image.NONE if talk is None else talk.image
-        after = node._replace(
-            record=record,
-            highest=max(node.highest, record.generation),
-            used=max(node.used, record.generation),
-            debts=tuple(sorted(debts)),
-            image=image,
-        )
-        return Done(f"{name} writes {record}", after, talk, register, FLOOR_SANK if sinks else "")
-
-    def take(self, name: str, claim: Claim, node: Node, talk: Talk | None, register: Title | None) -> Done:
-        if not self.has_fence:
-            return Done(f"{name} goes on", node, talk, register)
-        generation = (handoff.writes(node.todo) or node.record).generation
-        asking = node.record
-        if claim is Claim.RESUME:
-            asking = attrs.evolve(asking, session=node.session)
-        grant = self.rules.granted(claim, register, asking, node=name, machine=MACHINE, generation=generation)
-        if grant is None:
-            instead = self.rules.on_title_lost(node.record, register, MACHINE)
-            after = node._replace(todo=instead, runs=False)
-            return Done(f"{name} finds the register taken ({claim})", after, talk, register)
-        after = node._replace(session=grant.title.session, image_is_good=grant.image_is_good)
-        return Done(f"{name} takes session {grant.title.session} ({claim})", after, talk, grant.title)
 
 
 class _Pair:
@@ -532,7 +362,7 @@ class _Pair:
         node = node._replace(todo=todo, slot=self.slot)
         if not todo:
             return self.step(label, talk, {at: node._replace(slot=-1)}, **more)
-        done = self.world.perform(at, node, talk, self.register)
+        done = self.world.executor.perform(at, node, talk, self.register)
         step = self.step(f"{label}: {done.label}", done.talk, {at: done.node}, **more)
         register = (self.world.register_at, self.world.registers.number(done.register))
         return step._replace(
@@ -562,7 +392,7 @@ class _Pair:
             record = source.record
             if record.holding is Holding.COMMITTED and record.peer == t:
                 reminder = talk._replace(message=Commit(generation=record.generation))
-                yield self.step(f"{s} says {_brief(reminder.message)} to {t} again", reminder, {source_at: serving})
+                yield self.step(f"{s} says {brief(reminder.message)} to {t} again", reminder, {source_at: serving})
             for asks in self.questions(target, s):
                 label = f"{t} tells {s} that it {asks.standing} {asks.generation}"
                 yield self.step(label, talk._replace(message=asks, to_source=True), {source_at: serving})
@@ -579,7 +409,7 @@ class _Pair:
         """With rulings that were begun in this conversation, even if it has ended since."""
         for at, node in self.ends.items():
             if node.is_up and node.todo and node.slot == self.slot:
-                done = self.world.perform(at, node, talk, self.register)
+                done = self.world.executor.perform(at, node, talk, self.register)
                 step = self.step(done.label, done.talk, {at: done.node})
                 register = (self.world.register_at, self.world.registers.number(done.register))
                 yield step._replace(
@@ -611,6 +441,17 @@ class _Pair:
                 yield self.begin(
                     f"{s} gives up on {t}", talk.source, free, undone, closed, costs=Budget.LOSSES, is_fair=False
                 )
+                if self.world.has_fence and talk.preparing and undone:
+                    unasked = free._replace(image_is_good=True)
+                    yield self.begin(
+                        f"{s} gives up on {t} in an outage",
+                        talk.source,
+                        unasked,
+                        undone[1:],
+                        closed,
+                        costs=Budget.OUTAGES,
+                        is_fair=False,
+                    )
                 if talk.preparing:
                     aloud = (*undone, Say(Abandon(generation=talk.preparing)))
                     open_still = talk._replace(preparing=0)
@@ -653,7 +494,7 @@ class _Pair:
                 talk, node = talk._replace(source_is_open=False), node._replace(serves=False)
             case _:
                 raise AssertionError(f"no {message} comes to a source")
-        yield self.begin(f"{NAMES[at]} hears {_brief(message)}", at, node, todo, talk)
+        yield self.begin(f"{NAMES[at]} hears {brief(message)}", at, node, todo, talk)
 
     def answer(self, node: Node, standing: Standing, generation: int, sender: str) -> Ruling:
         match standing:
@@ -670,7 +511,7 @@ class _Pair:
         at, node, sender = talk.target, self.ends[talk.target], NAMES[talk.source]
         record, message = node.record, talk.message
         talk = talk._replace(message=None)
-        label = f"{NAMES[at]} hears {_brief(message)}"
+        label = f"{NAMES[at]} hears {brief(message)}"
         over = talk._replace(target_is_open=False)
         match message:
             case Prepare(generation=generation):
@@ -695,58 +536,3 @@ class _Pair:
                 yield self.begin(label, at, node, self.rules.on_unknown(record, generation, sender), over)
             case _:
                 raise AssertionError(f"no {message} comes to a target")
-
-
-def _said(at: int, node: Node, talk: Talk | None, message: Message) -> tuple[Node, Talk | None]:
-    """Put a message on its way, if somebody is there to hear it; a last word ends what the speaker has to say."""
-    if talk is None:
-        return node, None
-    is_source = talk.source == at
-    if talk.source_is_open if is_source else talk.target_is_open:
-        talk = talk._replace(message=message, to_source=not is_source)
-        if isinstance(message, LAST_WORDS):
-            if is_source:
-                return node._replace(serves=False), settle(talk._replace(source_is_open=False))
-            talk = talk._replace(target_is_open=False)
-    return node, settle(talk)
-
-
-def _aged_node(node: Node) -> Node:
-    copy = node.copy
-    if copy is not None and copy.image is Image.FRESH:
-        copy = copy._replace(image=Image.STALE)
-    return node._replace(image=Image.STALE if node.image is Image.FRESH else node.image, copy=copy)
-
-
-def _aged_talk(talk: Talk | None) -> Talk | None:
-    if talk is None or talk.image is not Image.FRESH:
-        return talk
-    return talk._replace(image=Image.STALE)
-
-
-def _brief(message: object) -> str:
-    match message:
-        case Asks(generation, standing):
-            return f"that it {standing} {generation}"
-        case _:
-            return f"{type(message).__name__}({getattr(message, 'generation', '')})"
-
-
-def _half_done(node: Node) -> str:
-    return "" if not node.todo else f", before it {_in_words(node.todo[0])}"
-
-
-def _in_words(effect: Effect) -> str:
-    match effect:
-        case Write(record):
-            return f"writes {record}"
-        case Say(message):
-            return f"says {_brief(message)}"
-        case Take(claim):
-            return f"takes the register ({claim})"
-        case Act.RUN:
-            return "runs"
-        case Act.STOP:
-            return "stops"
-        case _:
-            return "goes on"

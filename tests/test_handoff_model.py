@@ -8,6 +8,7 @@ for minutes: `make soak`.  Numbers of states are printed (`pytest -s`).
 """
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import attrs
@@ -15,18 +16,13 @@ import pytest
 
 from migrate.engine import handoff
 from migrate.engine.handoff import Act, Claim, Effect, Granted, Holding, Record, Ruling, Say, Take, Write
-from migrate.protocol.messages import Commit
+from migrate.protocol.messages import Commit, Gone
 from sim_vmm.fence import Title
-from tests.handoff_model import (
-    FLOOR_SANK,
-    NUMBER_REUSED,
-    STALE_IMAGE,
-    TWO_RUNNERS,
-    Bounds,
-    Nodes,
-    Rules,
-)
-from tests.model_check import HOPELESS, Verdict, explore
+from tests.handoff_model import Bounds, Nodes
+from tests.model_check import HOPELESS, Move, State, Verdict, explore
+from tests.model_node import FLOOR_SANK, NUMBER_REUSED, STALE_IMAGE, TWO_RUNNERS, Rules
+
+FALSE_ALARM: Final = "a person is called for nothing"
 
 SOAKS: Final = os.environ.get("HANDOFF_MODEL") == "soak"
 SOAK: Final = pytest.mark.skipif(not SOAKS, reason="takes minutes: make soak")
@@ -47,6 +43,7 @@ WORLDS: Final = [
     (3, False, Bounds(migrations=3, crashes=0, losses=1)),
     (2, True, Bounds(migrations=2, crashes=1, losses=1, reclaims=1)),
     (2, True, Bounds(migrations=1, crashes=2, losses=2, reclaims=2)),
+    (2, True, Bounds(migrations=2, crashes=1, losses=1, outages=1)),
 ]
 LARGE_WORLDS: Final = [
     (2, False, Bounds(migrations=3, crashes=3, losses=2)),
@@ -85,6 +82,36 @@ def test_but_for_a_target_that_died_between_the_register_and_its_journal() -> No
     )
 
 
+class Quiet(Nodes):
+    """A world in which nobody may be called for nothing."""
+
+    def moves(self, state: State) -> Iterator[Move]:
+        for move in super().moves(state):
+            calls = any(word in move.label for word in ("alarm", "Gone", "refuses"))
+            yield move._replace(broken=move.broken or FALSE_ALARM) if calls else move
+
+
+@pytest.mark.parametrize(
+    ("count", "has_fence", "bounds"),
+    [
+        (2, False, Bounds(migrations=2, crashes=2, losses=1)),
+        (2, True, Bounds(migrations=2, crashes=1, losses=1, reclaims=1)),
+        pytest.param(3, False, Bounds(migrations=2, crashes=1, losses=1), marks=SOAK),
+    ],
+    ids=str,
+)
+def test_no_alarm_is_raised_while_the_journals_are_whole(count: int, has_fence: bool, bounds: Bounds) -> None:
+    verdict = report(explore(Quiet(count, bounds, has_fence=has_fence), hope=False))
+    assert not verdict.broken, str(verdict)
+
+
+def test_but_for_a_word_that_is_overtaken_by_the_machine_on_its_way_round_three_nodes() -> None:
+    """B says that it runs 2, and before A hears it B and C have passed the machine on to A.  The debt is told again."""
+    verdict = report(explore(Quiet(3, Bounds(migrations=3)), hope=False))
+    assert verdict.broken == FALSE_ALARM
+    assert verdict.trace[-1] == "A hears Owned(2): alarm"
+
+
 # Journals that were lost, or went backwards: nothing unsafe may come of it, and that is all that is promised
 
 
@@ -114,6 +141,7 @@ def test_without_a_fence_an_owner_whose_journal_went_backwards_runs_beside_the_n
     "bounds",
     [
         Bounds(migrations=1, crashes=1, losses=1, reclaims=1, saves=1, restores=1),
+        Bounds(migrations=1, crashes=2, outages=1, saves=1, restores=1),
         pytest.param(Bounds(migrations=2, crashes=1, losses=1, saves=1, restores=1), marks=SOAK),
         pytest.param(Bounds(migrations=2, crashes=2, losses=1, saves=1, restores=1), marks=SOAK),
     ],
@@ -187,6 +215,14 @@ def what_was_owned_is_forgotten(record: Record, generation: int, sender: str) ->
     return handoff.on_commit(record, generation, sender)
 
 
+def an_image_of_a_failed_attempt_is_called_gone(
+    record: Record, generation: int, sender: str, *, preparing: int | None, highest: int
+) -> Ruling:
+    if record.holding is Holding.NOT_OWNER and generation <= record.generation:
+        return (Say(Gone(generation=generation)),)
+    return handoff.on_ready(record, generation, sender, preparing=preparing, highest=highest)
+
+
 def the_higher_generation_wins(claim: Claim, found: Title | None, record: Record, **who: object) -> Granted | None:
     granted = handoff.granted(Claim.FORCE, found, record, **who)  # type: ignore[arg-type]
     assert granted is not None, "force always gets it"
@@ -222,6 +258,15 @@ MISTAKES: Final = [
     pytest.param(Rules(on_silence=silence_is_taken_for_declined), False, 2, ONCE, TWO_RUNNERS, 11, id="lost answer"),
     pytest.param(Rules(on_ready=the_last_okay_hands_over), False, 2, ONCE, HOPELESS, 4, id="last okay"),
     pytest.param(Rules(on_commit=what_was_owned_is_forgotten), False, 3, ONCE, TWO_RUNNERS, 27, id="fork"),
+    pytest.param(
+        Rules(on_ready=an_image_of_a_failed_attempt_is_called_gone),
+        False,
+        3,
+        Bounds(migrations=2, losses=1),
+        HOPELESS,
+        4,
+        id="gone",
+    ),
     pytest.param(
         Rules(granted=the_higher_generation_wins),
         True,
