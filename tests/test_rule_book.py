@@ -122,7 +122,7 @@ TABLES: Final[dict[str, tuple[Asked, str]]] = {
         O(5)  | 3 4 5     | always | alarm; say Gone(n)
         O(5)  | 6 8       | always | write N(n) peer S owned 5 session 1; stop; alarm; say Released(n)
         C(5)  | 3 4       | always | alarm; say Gone(n)
-        C(5)  | 5         | P -    | write N(n) peer S owned 3 session 1; drop; say Released(n)
+        C(5)  | 5         | P -    | write N(n) peer P owned 3 session 1; drop; say Released(n)
         C(5)  | 5         | X      | alarm; say Unknown(n)
         C(5)  | 6 8       | always | write N(n) peer S owned 3 session 1; drop; say Released(n)
         R(5)  | 3 4       | P -    | say Released(n)
@@ -140,7 +140,7 @@ TABLES: Final[dict[str, tuple[Asked, str]]] = {
         O(5)  | 3 4 5     | always | say Released(n)
         O(5)  | 6 8       | always | write N(n) peer S owned 5 session 1; stop; alarm; say Released(n)
         C(5)  | 3 4       | always | say Released(n)
-        C(5)  | 5         | P -    | write N(n) peer S owned 3 session 1; drop; say Released(n)
+        C(5)  | 5         | P -    | write N(n) peer P owned 3 session 1; drop; say Released(n)
         C(5)  | 5         | X      | alarm; say Unknown(n)
         C(5)  | 6 8       | always | write N(n) peer S owned 3 session 1; drop; say Released(n)
         R(5)  | 3 4 5     | always | say Released(n)
@@ -204,7 +204,7 @@ TABLES: Final[dict[str, tuple[Asked, str]]] = {
         O(5)  | always    | always | nothing
         C(5)  | always    | always | nothing
         R(5)  | 3 4 6 8   | always | nothing
-        R(5)  | 5         | P -    | write N(n) peer S owned 3 session 1; drop
+        R(5)  | 5         | P -    | write N(n) peer P owned 3 session 1; drop
         R(5)  | 5         | X      | alarm
         N(5)  | always    | always | nothing
         never | always    | always | nothing
@@ -214,7 +214,8 @@ TABLES: Final[dict[str, tuple[Asked, str]]] = {
         on_gone,
         """
         O(5)  | 3 4 6 8   | always | alarm
-        O(5)  | 5         | always | write N(n) peer P owned 5 session 1; stop; alarm
+        O(5)  | 5         | P -    | write N(n) peer P owned 5 session 1; stop; alarm
+        O(5)  | 5         | X      | alarm
         C(5)  | always    | always | alarm
         R(5)  | always    | always | alarm
         N(5)  | always    | always | alarm
@@ -371,9 +372,9 @@ ALONE: Final[list[tuple[Callable[..., Ruling], tuple[object, ...], tuple[str, st
         abandoning_by_force,
         (),
         (
-            "write N(5) peer P owned 5 session 1; drop",
+            "write N(5) peer P owned 5 session 1; stop",
             "write N(5) peer P owned 3 session 1; drop",
-            "write N(5) peer P owned 3 session 1; drop",
+            "write N(5) peer P owned 3 session 1, owe Declined(5); drop; say Declined(5)",
             "write N(5) peer P owned 3 session 1; drop",
             "write N(0) peer - owned 0 session 0; drop",
         ),

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,6 +13,14 @@ from migrate.cli.output import mebibytes, printable
 
 Event = dict[str, Any]
 Watch = Callable[[Event], None]
+
+#: What people are told of events that have nothing to be reckoned.
+SAID: Final = {
+    "alarm": "ALARM: {message}",
+    "rolled back": "the machine runs on here",
+    "started again": "its process had died: guest {guest} boots again from its disks",
+    **dict.fromkeys(("in doubt", "still in doubt", "interrupt", "fenced off", "image lost", "told"), "{message}"),
+}
 
 
 def describe(event: Event) -> str | None:
@@ -34,18 +42,15 @@ def describe(event: Event) -> str | None:
             return f"{event['outcome']} in phase {event['phase']!r}: {event['error']['message']}"
         case "attempt ended":
             return "migrated"
-        case "rolled back":
-            return "the machine runs on here"
         case "running":
             return f"{event['machine']} runs here now"
         case "guest resumed":
             return f"the guest was away for {event['blackout_ms']:.1f} ms by its own clock"
         case "phase" if event["phase"] not in ("last ram", "time data", "devices", "server state"):
             return f"phase {event['phase']}"
-        case "in doubt" | "still in doubt" | "interrupt":
-            return str(event["message"])
-        case _:
-            return None
+        case name:
+            said = SAID.get(name)
+            return None if said is None else said.format(**event)
 
 
 def event_lines(stream: TextIO) -> Watch:

@@ -211,7 +211,8 @@ class Node:
 
     def journal_of(self, kept: Kept) -> "NodeJournal":
         _, birth = self._made_of(kept)
-        journal = self.journal(birth, known_machine(kept).name)
+        source_at = None if self.state is None else self.state.fact(SOURCE_AT)
+        journal = self.journal(birth, known_machine(kept).name, source_at or "")
         assert isinstance(journal, NodeJournal), "it was found in the state directory"
         return journal
 

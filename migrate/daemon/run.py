@@ -249,8 +249,12 @@ class Run:
         Raises:
             BadInput: `main` did.
         """
+        code = ExitCode.NOT_DONE
         try:
-            code = await self.process.run(main, self.cancel_attempt)
+            try:
+                code = await self.process.run(main, self.cancel_attempt)
+            except* StateError as group:  # nobody knows what the journal holds: whoever goes on may run a second one
+                self.events.tell("alarm", message=str(leaf_of(group)))
             return code, await finish(self, self.options.places.artefacts)
         finally:
             if self._node is not None:
@@ -380,6 +384,13 @@ def refusing_bad_input() -> Iterator[None]:
         ) from error
     except (JournalFailed, StorageUnreachable) as error:
         raise BadInput(str(error)) from error
+
+
+def leaf_of(error: BaseException) -> BaseException:
+    """The first error in a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def killer_at(point: str) -> Callable[[dict[str, Any]], None]:

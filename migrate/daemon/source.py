@@ -56,6 +56,7 @@ class SourceDaemon:
     in_doubt: trio.Event = attrs.field(factory=trio.Event)
     lost: bool = False
     _current: SocketLink | None = None
+    _reclaiming: bool = False
     _connections: int = 0
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -104,7 +105,11 @@ class SourceDaemon:
             await trio.sleep(self.reclaim_after_s)
             if self.node is None or self._current is not None or self.journal.record.holding is not Holding.COMMITTED:
                 continue
-            await self._take_back(self.node)
+            self._reclaiming = True
+            try:
+                await self._take_back(self.node)
+            finally:
+                self._reclaiming = False
 
     async def _take_back(self, node: Node) -> None:
         attempt = Attempt(side=Role.SOURCE, clock=TrioClock(), phase="handoff", committed=True)
@@ -133,7 +138,7 @@ class SourceDaemon:
             async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit) as link:
                 if not await self._is_target(link):
                     return
-                if self._current is None:
+                if self._current is None and not self._reclaiming:
                     self._current = link
                     try:
                         await self._attempt(link)

@@ -18,12 +18,12 @@ from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.journal import Owed
-from migrate.daemon.link import SocketLink, connect
+from migrate.daemon.link import NoLink, SocketLink, connect
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.state import Debt
 from migrate.engine.attempt import Attempt
-from migrate.engine.handoff import NEVER_HAD, declining
+from migrate.engine.handoff import NEVER_HAD, declining, taken_already
 from migrate.engine.ownership import Ownership
 from migrate.engine.target import (
     Arrived,
@@ -34,6 +34,7 @@ from migrate.engine.target import (
     TargetSettings,
     run_target,
     settle_image,
+    take_what_is_taken,
     tell_answer,
 )
 from migrate.errors import MigrationError
@@ -93,7 +94,7 @@ class TargetDaemon:
         """An image that was here when the process died: what becomes of it.  One that is lost is declined."""
         attempt = new_attempt(Role.TARGET)
         self.journals.last = journal
-        if lost is not None:
+        if lost is not None and not await self._has_taken(runner, journal):
             await self.node.ownership(runner, journal).carry_out(declining(journal.record))
             await self._note(attempt, lost)
             return None
@@ -104,17 +105,25 @@ class TargetDaemon:
         finally:
             self._migrating = False
 
+    async def _has_taken(self, runner: GuestRunner, journal: NodeJournal) -> bool:
+        fence, machine = self.hypervisor.fence, runner.machine.birth.vm_id
+        if fence is None:
+            return False
+        return taken_already(journal.record, await fence.read(), node=self.node.name, machine=machine)
+
     async def tell(self, ownership: Ownership, journal: AnyJournal, name: str, for_s: float = TELL_FOR_S) -> None:
         """Tell sources what they must hear, until they have or have been gone for a while."""
         for debt in journal.debts:
             address = Address.parse(debt.address) if isinstance(debt, Debt) and debt.address else self.address
 
-            async def ask(ports: TargetPorts, debt: Owed | Debt = debt) -> None:
-                await tell_answer(ports.link, ownership, name, debt.generation, debt.peer)
+            async def ask(address: Address = address, debt: Owed | Debt = debt) -> None:
+                await self._connected(
+                    lambda ports: tell_answer(ports.link, ownership, name, debt.generation, debt.peer), address
+                )
 
             with trio.move_on_after(for_s):
                 try:
-                    await self._until_settled(ask, address)
+                    await self._until_settled(ask)
                 except NobodyKnows as error:
                     self.events.tell("alarm", message=str(error))
                     continue
@@ -161,9 +170,7 @@ class TargetDaemon:
         error: MigrationError | None = None
         arrived: Arrived | None = None
         try:
-            arrived = await self._until_settled(
-                lambda ports: settle_image(ports, self.settings, self.journal, held, attempt), self.address
-            )
+            arrived = await self._until_settled(lambda: self._ask_once(held, attempt))
             self.events.tell("settled", generation=held.generation)
             error = None if arrived is not None else held.cause
         except MigrationError as failure:  # it was declined, or nobody can say
@@ -171,6 +178,16 @@ class TargetDaemon:
         self._in_doubt = arrived is not None
         await self._note(attempt, error)
         return arrived
+
+    async def _ask_once(self, held: ImageHeld, attempt: Attempt) -> Arrived | None:
+        """First of the fence, which may know, then of the source."""
+        journal = self.journal
+        taken = await take_what_is_taken(self._ports(NoLink()), self.settings, journal, held, attempt)
+        if taken is not None:
+            return taken
+        return await self._connected(
+            lambda ports: settle_image(ports, self.settings, journal, held, attempt), self.address
+        )
 
     async def _note(self, attempt: Attempt, error: MigrationError | None) -> None:
         outcome = AttemptOutcome(attempt=attempt, error=error)
@@ -180,12 +197,12 @@ class TargetDaemon:
         await self.node.note_attempt(vm_id, outcome, NEVER_HAD if journal is None else journal.record)
         self.events.tell("attempt ended", **outcome.as_json())
 
-    async def _until_settled(self, ask: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
+    async def _until_settled(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Raises MigrationError that asking again would not change: `NobodyKnows`, `Declined`."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await self._connected(ask, address)
+                return await ask()
             except (NobodyKnows, Declined):
                 raise
             except MigrationError as error:
@@ -207,7 +224,7 @@ class TargetDaemon:
     def _visit(self, point: str) -> None:
         self.events.tell("point", name=point)
 
-    def _ports(self, link: SocketLink) -> TargetPorts:
+    def _ports(self, link: SocketLink | NoLink) -> TargetPorts:
         return TargetPorts(
             link=link,
             hypervisor=self.hypervisor,

@@ -155,8 +155,9 @@ def _same(node: str, other: str) -> bool:
 
 
 def _not_owner(record: Record, generation: int, peer: str) -> Record:
-    """`N(n)`: a floor never sinks."""
+    """`N(n)`: a floor never sinks; who does not say its name does not wipe out one that is known."""
     floor = max(generation, record.generation)
+    peer = peer or (record.peer if generation == record.generation else "")
     return Record(Holding.NOT_OWNER, floor, peer=peer, owned=record.owned, session=record.session)
 
 
@@ -331,7 +332,7 @@ def on_gone(record: Record, generation: int, sender: str) -> Ruling:
     An image is kept, and must not run: whether it is the last of the machine only a person can know.
     """
     alarm = Alarm(f"{_who(sender)} says that generation {generation} is over, and {record} is here: a person must look")
-    if record.holding is Holding.OWNER and record.generation == generation:
+    if record.holding is Holding.OWNER and record.generation == generation and _same(record.peer, sender):
         return Write(_not_owner(record, generation, record.peer)), Act.STOP, alarm
     return (alarm,)
 
@@ -373,6 +374,18 @@ def reclaiming(record: Record, generation: int) -> Ruling:
     return Take(Claim.RECLAIM), Write(back), Act.RUN
 
 
+def taken_already(record: Record, found: Title | None, *, node: str, machine: UUID) -> bool:
+    """A holder of an image finds that it has taken the register: it had been told to, and died before it noted that.
+
+    So it need not ask again; only, its image may have been used.
+    """
+    return (
+        record.holding is Holding.READY
+        and found is not None
+        and (found.machine, found.owner, found.generation) == (machine, node, record.generation)
+    )
+
+
 def on_title_lost(record: Record, found: Title | None, machine: UUID) -> Ruling:
     """The storage's register is another's: this node's machine is over, and its image too.
 
@@ -403,7 +416,13 @@ def owning_by_force(record: Record, generation: int) -> Ruling:
 
 def abandoning_by_force(record: Record) -> Ruling:
     """A person declares that the machine is another's, or nobody's: it never runs here again in this generation."""
-    return Write(_not_owner(record, record.generation, record.peer)), Act.DROP
+    match record.holding:
+        case Holding.READY:  # whoever gave it is told, as of any refusal
+            return declining(record)
+        case Holding.OWNER:
+            return Write(_not_owner(record, record.generation, record.peer)), Act.STOP
+        case _:
+            return Write(_not_owner(record, record.generation, record.peer)), Act.DROP
 
 
 # The register in the storage

@@ -24,6 +24,7 @@ from migrate.engine.handoff import (
     on_released,
     on_unknown,
     standing_of,
+    taken_already,
     writes,
 )
 from migrate.engine.image import PauseImage, import_clock, import_console, import_states, read_device
@@ -438,6 +439,25 @@ async def settle_image(
             f"the source answers {type(answer).__name__} about generation {record.generation}: it must not run here"
         )
     raise RemoteProtocolError(f"{answer} does not settle generation {record.generation}")
+
+
+async def take_what_is_taken(
+    ports: TargetPorts, settings: TargetSettings, journal: Journal, held: ImageHeld, attempt: Attempt
+) -> Arrived | None:
+    """Run a machine whose register this node has taken already, without asking anybody; None if it has not.
+
+    The link of `ports` may be one that leads nowhere.
+
+    Raises:
+        MigrationError: as `settle_image`.
+    """
+    if ports.fence is None:
+        return None
+    handoff = Handoff.of(ports, settings, journal, held.machine, held.machine_name, attempt)
+    found = await ports.fence.read()
+    if not taken_already(journal.record, found, node=settings.node, machine=held.machine.birth.vm_id):
+        return None
+    return await handoff.take_over()
 
 
 class NobodyKnows(HandoffInDoubt):
