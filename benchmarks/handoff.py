@@ -32,7 +32,7 @@ from sim_vmm.spec import Spec, build_spec, host_cpuid
 
 ALLOWED_S: Final = 0.005
 """What the journal may add to the downtime at the median (issue 4, "Must show" 6)."""
-RUNS: Final = 15
+RUNS: Final = 25
 MEMORY_MB: Final = 16
 
 
@@ -47,13 +47,15 @@ def results() -> Iterator[Allowance]:
                 if number:  # the first pays for imports
                     downtimes[durable].append(downtime)
         without, with_journal = median(downtimes[False]), median(downtimes[True])
+        pairs = zip(downtimes[True], downtimes[False], strict=True)
+        added = median(durable - volatile for durable, volatile in pairs)
         sync_ms = sync_s(place) * 1e3
         yield Allowance(
             path=(
                 f"the journal's part of the downtime: {with_journal * 1e3:.2f} ms with it, {without * 1e3:.2f} ms "
-                f"without, medians of interleaved migrations; an fdatasync takes this medium {sync_ms:.2f} ms"
+                f"without, in interleaved migrations; an fdatasync takes this medium {sync_ms:.2f} ms"
             ),
-            ours_s=max(with_journal - without, 1e-6),
+            ours_s=max(added, 1e-6),
             allowed_s=ALLOWED_S,
             runs=RUNS,
         )

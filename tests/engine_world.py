@@ -273,6 +273,9 @@ class TracingJournal:
             self.world.happened(f"{self.node} writes {record}")
         await self.journal.write(record, image=image, owes_answer=owes_answer)
 
+    async def expect(self, machine: Machine) -> None:
+        await self.journal.expect(machine)
+
     async def settle_debt(self, generation: int, peer: str) -> None:
         await self.journal.settle_debt(generation, peer)
 

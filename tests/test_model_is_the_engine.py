@@ -96,6 +96,9 @@ class Notes:
     async def new_generation(self) -> int:
         raise AssertionError("no ruling spends a number")
 
+    async def expect(self, machine: object) -> None:
+        raise AssertionError("no ruling expects a machine")
+
     async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
         self.record = record
         self.done.append(f"write {record} {record.peer} {record.owned} {record.session}, owes {owes_answer}")

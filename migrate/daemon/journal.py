@@ -9,6 +9,7 @@ import attrs
 
 from migrate.engine.handoff import NEVER_HAD, Holding, Record
 from sim_vmm.birth import Birth
+from sim_vmm.machine import Machine
 
 
 @attrs.frozen
@@ -34,6 +35,9 @@ class VolatileJournal:
     async def new_generation(self) -> int:
         self.highest += 1
         return self.highest
+
+    async def expect(self, machine: Machine) -> None:
+        """Nothing is to be done."""
 
     async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
         self.highest = max(self.highest, record.generation)

@@ -115,6 +115,13 @@ class Journal(Protocol):
             JournalFailed: it could not be noted.
         """
 
+    async def expect(self, machine: Machine) -> None:
+        """`machine` is about to be filled: do now what need not be done in the blackout.
+
+        Raises:
+            JournalFailed: its records could not be written either.
+        """
+
     async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
         """Return when `record` is the one that will be found after any crash, `image` with it.
 

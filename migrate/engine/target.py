@@ -189,6 +189,8 @@ class _Target:
                 verdict = (Reason(component="host", field="machine", have=str(error), need="a host that can make it"),)
             else:
                 self.machine = machine
+                assert self.journal is not None, "the verdict needed it"
+                await self.journal.expect(machine)
                 warm_up_payloads()  # now, and not in the blackout
                 warm_up_messages()
                 await self.link.send(verdict.answer)
