@@ -32,7 +32,7 @@ from migrate.protocol.messages import (
 )
 from migrate.specs.offer import offer, variants_of
 from sim_vmm.fence import Fence, Title
-from tests.commands import call
+from tests.commands import EXAMPLE, call
 from tests.daemons import LOOPBACK, PATIENT, RELEASES, Neighbourhood, Wire, port_of
 from tests.machines import EVERY_DEVICE, make_spec
 
@@ -332,6 +332,15 @@ def write_register(directory: Path, title: Title) -> None:
         before = step
     fence.swap(before, title)
     fence.close()
+
+
+def test_a_rehearsal_does_not_start_what_an_earlier_one_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trio.run(lambda: left_behind(tmp_path / "target", Record(O, 5)))
+    said = call(capsys, "rehearse", EXAMPLE, "--state-dir", tmp_path)
+    assert said.code == 2
+    assert f"{tmp_path / 'target'} holds O(5) of a machine from before" in said.complaint
 
 
 # By force

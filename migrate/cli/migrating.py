@@ -31,7 +31,9 @@ from migrate.daemon.run import (
     run_target_daemon,
 )
 from migrate.daemon.source import RECLAIM_AFTER_S
+from migrate.daemon.state import JournalDamaged, StateDirectory, StateError
 from migrate.daemon.wire import WireError
+from migrate.engine.handoff import Holding
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
@@ -274,6 +276,8 @@ def rehearse(
         }
     )
     target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
+    if state_dir is not None:
+        require_unused(state_dir)
     result: RehearsalResult | None = None
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
@@ -311,6 +315,23 @@ def rehearse(
     if result.violations:
         return ExitCode.AUDIT_VIOLATED
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
+
+
+def require_unused(state: Path) -> None:
+    """Raises BadInput if a daemon of an earlier rehearsal left a machine below `state`: it would be started again."""
+    for side in ("source", "target"):
+        try:
+            machines = StateDirectory.look(state / side).machines()
+        except JournalDamaged as error:
+            raise BadInput(str(error)) from error
+        except StateError:
+            continue  # nothing is there
+        left = [machine for machine in machines if machine.record.holding is not Holding.NOT_OWNER or machine.debts]
+        if left:
+            raise BadInput(
+                f"{state / side} holds {left[0].record} of a machine from before: a rehearsal wants a directory without "
+                f"one; see migrate status --state-dir {state / side}"
+            )
 
 
 def _tell_death(group: BaseExceptionGroup[DaemonDied]) -> ExitCode:

@@ -19,7 +19,9 @@ SAID: Final = {
     "alarm": "ALARM: {message}",
     "rolled back": "the machine runs on here",
     "started again": "its process had died: guest {guest} boots again from its disks",
-    **dict.fromkeys(("in doubt", "still in doubt", "interrupt", "fenced off", "image lost", "told"), "{message}"),
+    **dict.fromkeys(
+        ("in doubt", "still in doubt", "interrupt", "fenced off", "image lost", "told", "no fence"), "{message}"
+    ),
 }
 
 

@@ -192,6 +192,9 @@ class TargetOptions:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
+NO_FENCE: Final = (
+    "no --storage, so no fence: if the link is lost in the handoff, this node waits until the target comes back"
+)
 #: How long a node that comes for a machine first tells what it owes for others.
 PAY_FIRST_FOR_S: Final = 10.0
 DEFAULT_LISTEN: Final = Address(host="127.0.0.1", port=4600)
@@ -285,6 +288,8 @@ class Run:
         if self.node.state is not None:
             await self.node.state.set_fact(LISTENS_AT, address)
         self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name)
+        if self.node.hypervisor.fence is None:
+            self.events.tell("no fence", message=NO_FENCE)
         await daemon.serve(listeners)
         self.runner = daemon.runner
         if self.options.audited and not daemon.lost:
