@@ -329,8 +329,8 @@ def require_unused(state: Path) -> None:
         left = [machine for machine in machines if machine.record.holding is not Holding.NOT_OWNER or machine.debts]
         if left:
             raise BadInput(
-                f"{state / side} holds {left[0].record} of a machine from before: a rehearsal wants a directory without "
-                f"one; see migrate status --state-dir {state / side}"
+                f"{state / side} holds {left[0].record} of a machine from before: a rehearsal wants a directory "
+                f"without one; see migrate status --state-dir {state / side}"
             )
 
 
