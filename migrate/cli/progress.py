@@ -29,7 +29,7 @@ def describe(event: Event) -> str | None:
     """One line about an event, or None if it says nothing to people."""
     match event["event"]:
         case "listening":
-            return f"{event['machine']} is running; ready to be migrated away, at {event['address']}"
+            return f"{event['machine']} {event['state']}, at {event['address']}"
         case "attempt":
             return f"attempt {event['number']}"
         case "accepted":

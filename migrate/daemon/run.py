@@ -192,6 +192,7 @@ class TargetOptions:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
+RUNS: Final = "is running; ready to be migrated away"
 NO_FENCE: Final = (
     "no --storage, so no fence: if the link is lost in the handoff, this node waits until the target comes back"
 )
@@ -287,7 +288,8 @@ class Run:
         address = str(Address(host=host, port=port))
         if self.node.state is not None:
             await self.node.state.set_fact(LISTENS_AT, address)
-        self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name)
+        state = "is paused; waits for its target" if journal.record.holding is Holding.COMMITTED else RUNS
+        self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name, state=state)
         if self.node.hypervisor.fence is None:
             self.events.tell("no fence", message=NO_FENCE)
         await daemon.serve(listeners)

@@ -107,8 +107,8 @@ class ImageHeld(HandoffInDoubt):
 
     def __init__(self, machine: Machine, machine_name: str, record: Record, cause: MigrationError) -> None:
         super().__init__(
-            f"the complete image of generation {record.generation} is here, and then the link failed ({cause}); it "
-            "must not run until the source says so"
+            f"the complete image of generation {record.generation} is here, and must not run until the source says "
+            f"so; what came between: {cause}"
         )
         self.machine, self.machine_name, self.generation = machine, machine_name, record.generation
         self.source = record.peer
