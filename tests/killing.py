@@ -15,6 +15,7 @@ are asked to end, and the artefacts of the machine are audited by the reader of 
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import combinations, groupby
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
@@ -365,12 +367,15 @@ class Play:
 
     async def end(self) -> list[str]:
         """Both are asked to end; what there is to object to then."""
+        await self.end_all()
+        return [*self.objections()]
+
+    async def end_all(self) -> None:
         if self.runners():
             await self.shows_life()
         for life in self.lives:
             life.end()
         await self.until(lambda: all(life.is_over for life in self.lives))
-        return [*self.objections()]
 
     async def shows_life(self) -> None:
         """Return when the machine that runs has been heard on the network."""
@@ -380,17 +385,23 @@ class Play:
         )
 
     def objections(self) -> Iterator[str]:
-        """Whatever happened, this must not have."""
-        yield from self.promises
-        yield from self.overlaps()
-        yield from self.wire_objections()
+        """Whatever happened to processes and links, this must not have."""
+        yield from self.grave_objections()
         yield from self.leftover_objections()
-        for life in self.lives:
-            if any("Traceback" in line for line in life.complaints) or life.exit_code not in ENDS:
-                yield f"the {life.side} crashed: {life.exit_code} {life.complaints[-3:]}"
         owners = [side for side in SIDES if self.holding(side) is Holding.OWNER]
         if owners != [life.side for life in self.ran_to_the_end()]:
             yield f"at the end {owners} own the machine, and {self.ran_to_the_end()} ran it"
+
+    def grave_objections(self) -> Iterator[str]:
+        """Not even what happens to state directories may lead to this."""
+        yield from self.promises
+        yield from self.overlaps()
+        yield from self.wire_objections()
+        for life in self.lives:
+            if any("Traceback" in line for line in life.complaints) or life.exit_code not in ENDS:
+                yield f"the {life.side} crashed: {life.exit_code} {life.complaints[-3:]}"
+        if len(self.ran_to_the_end()) > 1:
+            yield "at the end two run the machine"
 
     def ran_to_the_end(self) -> list[Life]:
         return [life for life in self.lives if (life.told("ended") or {"runs_here": False})["runs_here"]]
@@ -504,7 +515,8 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
 class Scenario:
     """`kills` come first, at most one a side; the dead are back, `first` before the other, and `again` are killed.
 
-    With `loses_image` the RAM files of those who died first are gone when they come back.
+    With `loses_image` the RAM files of those who died first are gone when they come back.  With `reclaims` a source that
+    loses its target takes the machine back by the fence, and nobody is killed from outside.
     """
 
     kills: tuple[Kill, ...] = ()
@@ -512,6 +524,7 @@ class Scenario:
     first: Side = "source"
     fenced: bool = True
     loses_image: bool = False
+    reclaims: bool = False
 
     def __str__(self) -> str:
         dead = " and ".join(map(str, self.kills)) + (" (image lost)" if self.loses_image else "")
@@ -575,7 +588,8 @@ async def migrate(play: Play, scenario: Scenario) -> None:
     """From the beginning until those who die first are dead, or to the end if nobody does."""
     kills = list(scenario.kills)
     spared = [kill for kill in scenario.again if kill.side not in {dead.side for dead in kills}]
-    source = await play.start("source", die_at=scenario.die_at("source", [*kills, *spared]))
+    patience = ("--reclaim-after-s", "0.05") if scenario.reclaims else ()
+    source = await play.start("source", *patience, die_at=scenario.die_at("source", [*kills, *spared]))
     await play.until(lambda: source.told("listening") or source.is_over)
     if source.is_over:  # before anybody could come
         await play.death_of(source)
@@ -584,22 +598,27 @@ async def migrate(play: Play, scenario: Scenario) -> None:
         await play.until(lambda: source.told("listening"))
     target = await play.start("target", die_at=scenario.die_at("target", [*kills, *spared]))
     if kills:
-        await dying(play, kills)
+        await dying(play, kills, from_outside=not scenario.reclaims)
     else:
         await play.until(lambda: source.is_over and target.told("running"))
 
 
-async def dying(play: Play, kills: Sequence[Kill]) -> None:
+async def dying(play: Play, kills: Sequence[Kill], *, from_outside: bool = True) -> None:
     """Return when everybody of `kills` is dead; whoever cannot get to its point any more is killed then."""
     lives = [life for kill in kills if (life := play.now(kill.side)) is not None]
     await play.until(lambda: any(life.is_over for life in lives))
     first = next(life for life in lives if life.is_over)
     assert first.was_killed, f"the {first.side} ended before it came to its point:\n{play.story()}"
     for life in lives:
-        await play.until(lambda life=life: life.is_over or life.told(*REACTIONS))
+        await play.until(lambda life=life: life.is_over or (from_outside and has_reacted(life)))
         life.kill()
     for life in lives:
         await play.death_of(life)
+
+
+def has_reacted(life: Life) -> bool:
+    """It knows that the other is gone, or it has never known anybody."""
+    return bool(life.told(*REACTIONS)) or (life.side == "source" and not life.told("attempt"))
 
 
 async def bring_back(play: Play, dead: Sequence[Kill], scenario: Scenario) -> int:
@@ -614,3 +633,270 @@ async def bring_back(play: Play, dead: Sequence[Kill], scenario: Scenario) -> in
             life = await play.start(side, die_at=scenario.die_at(side, again))
             await play.until(lambda life=life: life.is_over or life.told(*READY))
     return back_ns
+
+
+# A link that is gone for ever
+
+
+@attrs.define(eq=False)
+class Line:
+    """What carries the connections of the target to `source`, until it is cut for good."""
+
+    source: str
+    address: str
+    _carrying: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def cut(self) -> None:
+        self._carrying.cancel()
+
+    async def carry(self, listeners: list[trio.SocketListener]) -> None:
+        with self._carrying:
+            await trio.serve_listeners(self._connect, listeners)
+
+    async def _connect(self, near: trio.SocketStream) -> None:
+        host, port = self.source.split(":")
+        with suppress(OSError, trio.BrokenResourceError):
+            async with near, await trio.open_tcp_stream(host, int(port)) as far, trio.open_nursery() as nursery:
+                nursery.start_soon(_pump, near, far)
+                nursery.start_soon(_pump, far, near)
+
+
+async def _pump(here: trio.SocketStream, there: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in here:
+            await there.send_all(data)
+        await there.send_eof()
+
+
+@asynccontextmanager
+async def line_to(source: str) -> AsyncIterator[Line]:
+    listeners = await trio.open_tcp_listeners(0, host=own_loopback())
+    host, port = listeners[0].socket.getsockname()
+    line = Line(source, f"{host}:{port}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.carry, listeners)
+        yield line
+        nursery.cancel_scope.cancel()
+
+
+@attrs.frozen
+class Ending:
+    """How it ended without the link: who ran, what each holds, and the source's last word of an attempt."""
+
+    ran: list[Side]
+    holdings: tuple[str, str]
+    outcome: str | None
+    objections: list[str]
+    story: str
+
+
+async def act_cut(asked: socket.socket, cut: Kill, *, fenced: bool) -> Ending:
+    """Cut the line for good where `cut` says."""
+    options = () if fenced else ("--unfenced",)
+    async with playing(asked, options=options, source_options=("--reclaim-after-s", "0.2")) as play:
+        halt_at = {cut.side: cut.point}
+        source = await play.start("source", halt_at=halt_at.get("source"))
+        await play.until(lambda: source.told("listening"))
+        async with line_to(play.address) as line:
+            play.through = line.address
+            target = await play.start("target", halt_at=halt_at.get("target"))
+            there = play.now(cut.side)
+            assert there is not None
+            await play.until(lambda: there.halted)
+            line.cut()
+            there.go_on()
+            await play.until(lambda: is_quiet(source) and is_quiet(target) and (not fenced or play.runners()))
+            objections = await play.end()
+        ended = source.told("attempt ended")
+        return Ending(
+            ran=[life.side for life in play.ran_to_the_end()],
+            holdings=(str(play.holding("source")), str(play.holding("target"))),
+            outcome=None if ended is None else ended["outcome"],
+            objections=objections,
+            story=play.story(),
+        )
+
+
+def is_quiet(life: Life) -> bool:
+    """Without a link it will do nothing more, but for taking the machine back by the fence."""
+    return life.is_over or bool(life.told("attempt ended", "running", "still in doubt"))
+
+
+# A state directory that is not what it was
+
+
+def journal_files(state: Path) -> list[Path]:
+    return sorted(state.glob("journal.sqlite*"))
+
+
+def put_back(copy: Path, state: Path, pattern: str) -> None:
+    for file in state.glob(pattern):
+        if file.is_file():
+            file.unlink()
+    for file in copy.glob(pattern):
+        shutil.copy(file, state)
+
+
+def flip(file: Path, random: Random) -> None:
+    data = bytearray(file.read_bytes())
+    if data:
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        file.write_bytes(data)
+
+
+def tear(file: Path, random: Random) -> None:
+    os.truncate(file, random.randrange(max(1, file.stat().st_size)))
+
+
+@attrs.frozen
+class Damage:
+    """What happens to a state directory while nobody uses it; `copy` is how it was earlier."""
+
+    name: str
+    do: Callable[[Path, Path, Random], object]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DAMAGES: Final = (
+    Damage("journal deleted", lambda state, copy, random: [file.unlink() for file in journal_files(state)]),
+    Damage("witness deleted", lambda state, copy, random: (state / "seen").unlink()),
+    Damage("log deleted", lambda state, copy, random: (state / "journal.sqlite-wal").unlink(missing_ok=True)),
+    Damage("all deleted", lambda state, copy, random: shutil.rmtree(state)),
+    Damage("journal rolled back", lambda state, copy, random: put_back(copy, state, "journal.sqlite*")),
+    Damage("all rolled back", lambda state, copy, random: put_back(copy, state, "*")),
+    Damage("byte of the journal flipped", lambda state, copy, random: flip(state / "journal.sqlite", random)),
+    Damage("byte of the log flipped", lambda state, copy, random: flip(state / "journal.sqlite-wal", random)),
+    Damage("byte of the witness flipped", lambda state, copy, random: flip(state / "seen", random)),
+    Damage("journal torn", lambda state, copy, random: tear(state / "journal.sqlite", random)),
+    Damage("log torn", lambda state, copy, random: tear(state / "journal.sqlite-wal", random)),
+)
+
+
+@attrs.frozen
+class Relapse:
+    """`side` dies at `dies_at`; a copy of its state directory was made when it passed `copied_at`."""
+
+    side: Side
+    copied_at: str
+    dies_at: str
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.dies_at}, copied {self.copied_at}"
+
+
+@attrs.frozen
+class Restart:
+    """How a node started again over what was left of its state: `code` is None if it did not end by itself."""
+
+    code: int | None
+    complaint: str
+    alarms: list[str]
+    runners: int
+    objections: list[str]
+    story: str
+
+
+async def act_damaged(asked: socket.socket, relapse: Relapse, damage: Damage, seed: int) -> Restart:
+    """Damage a state directory between a kill and the restart."""
+    async with playing(asked) as play:
+        at = {relapse.side: relapse}
+        lives = {}
+        for side in SIDES:
+            mine = at.get(side)
+            arms = {} if mine is None else {"halt_at": mine.copied_at, "die_at": mine.dies_at}
+            life = lives[side] = await play.start(side, **arms)
+            if side == "source":
+                await play.until(lambda life=life: life.told("listening"))
+        life, state, copy = lives[relapse.side], play.state_of[relapse.side], play.directory / "copy"
+        await play.until(lambda: life.halted)
+        shutil.copytree(state, copy, ignore=shutil.ignore_patterns("ram"))
+        life.go_on()
+        await play.death_of(life)
+        damage.do(state, copy, Random(seed))
+        again = await play.start(relapse.side)
+        await play.until(lambda: again.is_over or again.told("still in doubt") or play.settled())
+        code = again.exit_code if again.is_over else None
+        await play.end_all()
+        objections = [*(play.grave_objections() if code or again.told("still in doubt") else play.objections())]
+        return Restart(
+            code=code,
+            complaint=" ".join(again.complaints[-1:]),
+            alarms=[event["message"] for life in play.lives for event in life.events if event["event"] == "alarm"],
+            runners=len(play.ran_to_the_end()),
+            objections=objections,
+            story=play.story(),
+        )
+
+
+# A disk that is full
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """A file system of a megabyte at `directory`.
+
+    Raises:
+        OSError: the host mounts nothing for us.
+    """
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", os.fspath(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", os.fspath(directory)], check=True)
+
+
+def fill(file: Path) -> None:
+    """To the last byte."""
+    with suppress(OSError), file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1 << 12))
+
+
+async def act_full(asked: socket.socket, full: Kill) -> Verdict:
+    """The disk of a state directory is full at the write that `full` stands before, and has room again after that.
+
+    Guest RAM is elsewhere: it is the journal that is to fail.
+    """
+    async with playing(asked) as play:
+        state = play.state_of[full.side]
+        (play.directory / "ram").mkdir()
+        with small_disk(state):
+            (state / "ram").symlink_to(play.directory / "ram")
+            source = await play.start("source", halt_at=full.point if full.side == "source" else None)
+            await play.until(lambda: source.told("listening") or source.halted)
+            if source.halted and not source.told("listening"):
+                await failing(play, source, state)
+                source = await play.start("source") if source.is_over else source
+                await play.until(lambda: source.told("listening"))
+                await play.start("target")
+            else:
+                await play.start("target", halt_at=full.point if full.side == "target" else None)
+                life = play.now(full.side)
+                assert life is not None
+                await play.until(lambda: life.halted)
+                await failing(play, life, state)
+            back_ns = time.monotonic_ns()
+            await play.until(lambda: all(life.is_over for life in play.lives) or play.settled())
+            if not play.runners():
+                await play.start(full.side)
+                await play.until(play.settled)
+            settled_s = (time.monotonic_ns() - back_ns) / 1e9
+            objections = await play.end()
+            return Verdict(
+                scenario=Scenario((full,)), objections=objections, killed=0, settled_s=settled_s, points={}, story=play.story()
+            )
+
+
+async def failing(play: Play, life: Life, state: Path) -> None:
+    """Fill the disk of a daemon that is halted before a write, until it has found out."""
+    filler, seen = state / "filler", len(life.events)
+    fill(filler)
+    life.go_on()
+    await play.until(lambda: len(life.events) > seen or life.is_over)
+    filler.unlink()

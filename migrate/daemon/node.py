@@ -36,7 +36,7 @@ from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Claim, Holding, Record, being_born, starting
 from migrate.engine.image import PauseImage
 from migrate.engine.ownership import Hands, Ownership
-from migrate.errors import MigrationError
+from migrate.errors import JournalFailed, MigrationError
 from migrate.protocol.messages import NAME_MAX, Role
 from migrate.releases import Release
 from migrate.specs import BY_NUMBER
@@ -230,6 +230,15 @@ class Node:
             )
         except MigrationError as error:
             self.events.tell("history lost", message=str(error))
+
+    async def remember(self, fact: str, value: str) -> None:
+        """Something that a restart need not be told again.  A failing disk costs the fact, not the machine."""
+        if self.state is None:
+            return
+        try:
+            await self.state.set_fact(fact, value)
+        except JournalFailed as error:
+            self.events.tell("not remembered", message=f"{fact} {value}: {error}")
 
     def forget_unused_ram(self) -> None:
         """Before a machine is here, and after: only RAM that belongs to an image is of use to anybody."""

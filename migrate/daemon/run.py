@@ -300,8 +300,7 @@ class Run:
         )
         host, port = listeners[0].socket.getsockname()[:2]
         address = str(Address(host=host, port=port))
-        if self.node.state is not None:
-            await self.node.state.set_fact(LISTENS_AT, address)
+        await self.node.remember(LISTENS_AT, address)
         self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name)
         await daemon.serve(listeners)
         self.runner = daemon.runner
@@ -440,8 +439,8 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
     kept = node.found()
     if source is None and (kept is None or kept.record.holding is Holding.READY):
         raise BadInput(nothing_here(options.places.state, "give the HOST:PORT of a source"))
-    if node.state is not None and source is not None:
-        await node.state.set_fact(SOURCE_AT, str(source))
+    if source is not None:
+        await node.remember(SOURCE_AT, str(source))
     listeners = [] if options.listen is None else await listen(options.listen)
     settings = attrs.evolve(options.settings, node=node.name)
     target = run.target = TargetDaemon(
