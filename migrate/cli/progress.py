@@ -42,10 +42,8 @@ def describe(event: Event) -> str | None:
             return f"the guest was away for {event['blackout_ms']:.1f} ms by its own clock"
         case "phase" if event["phase"] not in ("last ram", "time data", "devices", "server state"):
             return f"phase {event['phase']}"
-        case "alarm":
-            return f"alarm: {event['message']}"
-        case "in doubt" | "still in doubt" | "interrupt" | "fenced off" | "image lost":
-            return str(event["message"])
+        case "alarm" | "in doubt" | "still in doubt" | "interrupt" | "fenced off" | "image lost":
+            return ("alarm: " if event["event"] == "alarm" else "") + str(event["message"])
         case _:
             return None
 
