@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEC ?= examples/web-server.json
 
-.PHONY: rehearse test check bench golden clean
+.PHONY: rehearse test soak check bench golden clean
 
 rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
+
+soak: $(STAMP)  ## kill the daemons at every point, alone and in pairs: half an hour on two cores
+	MIGRATE_SOAK=1 $(BIN)/python -m pytest tests/test_kills.py -n 4
 
 check: $(STAMP)  ## style, types, layers, published shapes
 	$(BIN)/ruff check .

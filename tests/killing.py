@@ -22,8 +22,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import combinations, groupby
 from pathlib import Path
 from random import Random
@@ -284,10 +285,18 @@ class Play:
         for at_ns, life, event in sorted(told, key=lambda item: item[0]):
             if event["event"] in ("round", "ram", "image"):
                 continue
-            facts = {k: v for k, v in event.items() if k not in ("event", "side", "at_ns", "guest", "payloads", "steps")}
-            lines.append(f"{(at_ns - self.lives[0].began_ns) / 1e6:9.1f} ms {life.side} {life.pid} {event['event']} {facts}"[:230])
+            facts = {
+                k: v for k, v in event.items() if k not in ("event", "side", "at_ns", "guest", "payloads", "steps")
+            }
+            lines.append(
+                f"{(at_ns - self.lives[0].began_ns) / 1e6:9.1f} ms {life.side} {life.pid} {event['event']} {facts}"[
+                    :230
+                ]
+            )
         for life in self.lives:
-            lines.append(f"{life.side} {life.pid}: {'lives' if life.status is None else life.exit_code} {life.complaints[-3:]}")
+            lines.append(
+                f"{life.side} {life.pid}: {'lives' if life.status is None else life.exit_code} {life.complaints[-3:]}"
+            )
         return "\n".join(lines)
 
     # Processes
@@ -410,7 +419,8 @@ class Play:
         runs = [(interval, life) for life in self.lives for interval in life.intervals()]
         for ((a, b), one), ((c, d), two) in combinations(runs, 2):
             if a < d and c < b:
-                yield f"two run at once: {one.side} {one.pid} and {two.side} {two.pid}, for {(min(b, d) - max(a, c)) / 1e6} ms"
+                ms = (min(b, d) - max(a, c)) / 1e6
+                yield f"two run at once: {one.side} {one.pid} and {two.side} {two.pid}, for {ms} ms"
 
     def wire_objections(self) -> Iterator[str]:
         """Each process that speaks for the machine's MAC does so once, without anybody between."""
@@ -436,9 +446,7 @@ class Play:
     def ledger_objections(self) -> Iterator[str]:
         heard = self.directory / "wire.jsonl"
         heard.write_text("".join(record.line() for record in self.last_run()))
-        audit = audit_leftovers(
-            Leftovers(left=self.left, storage=self.storage, wire=heard), read(self.spec, None).spec
-        )
+        audit = audit_leftovers(Leftovers(left=self.left, storage=self.storage, wire=heard), read(self.spec, None).spec)
         if audit is None:
             yield "nothing is left of the machine"
         else:
@@ -515,8 +523,8 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
 class Scenario:
     """`kills` come first, at most one a side; the dead are back, `first` before the other, and `again` are killed.
 
-    With `loses_image` the RAM files of those who died first are gone when they come back.  With `reclaims` a source that
-    loses its target takes the machine back by the fence, and nobody is killed from outside.
+    With `loses_image` the RAM files of those who died first are gone when they come back.  With `reclaims` a source
+    that loses its target takes the machine back by the fence, and nobody is killed from outside.
     """
 
     kills: tuple[Kill, ...] = ()
@@ -548,6 +556,10 @@ class Verdict:
     story: str
 
 
+def knows_what_to_do(life: Life) -> bool:
+    return life.is_over or bool(life.told(*READY))
+
+
 READY: Final = ("listening", "attempt", "in doubt", "image lost", "running")
 """What a daemon tells when it has found out what there is for it to do."""
 REACTIONS: Final = ("rolled back", "attempt ended", "still in doubt", "handed over", "running")
@@ -571,7 +583,8 @@ async def act(asked: socket.socket, scenario: Scenario) -> Verdict:
         await play.until(play.settled)
         settled_s = (time.monotonic_ns() - back_ns) / 1e9
         points: dict[Side, list[str]] = {
-            side: [point for life in play.lives if life.side == side for point in life.points(back_ns)] for side in SIDES
+            side: [point for life in play.lives if life.side == side for point in life.points(back_ns)]
+            for side in SIDES
         }
         objections = await play.end()
         return Verdict(
@@ -610,10 +623,14 @@ async def dying(play: Play, kills: Sequence[Kill], *, from_outside: bool = True)
     first = next(life for life in lives if life.is_over)
     assert first.was_killed, f"the {first.side} ended before it came to its point:\n{play.story()}"
     for life in lives:
-        await play.until(lambda life=life: life.is_over or (from_outside and has_reacted(life)))
+        await play.until(partial(is_to_be_killed, life, from_outside=from_outside))
         life.kill()
     for life in lives:
         await play.death_of(life)
+
+
+def is_to_be_killed(life: Life, *, from_outside: bool) -> bool:
+    return life.is_over or (from_outside and has_reacted(life))
 
 
 def has_reacted(life: Life) -> bool:
@@ -631,7 +648,7 @@ async def bring_back(play: Play, dead: Sequence[Kill], scenario: Scenario) -> in
         if side in sides and now is not None and now.is_over:
             back_ns = time.monotonic_ns()
             life = await play.start(side, die_at=scenario.die_at(side, again))
-            await play.until(lambda life=life: life.is_over or life.told(*READY))
+            await play.until(partial(knows_what_to_do, life))
     return back_ns
 
 
@@ -737,6 +754,11 @@ def put_back(copy: Path, state: Path, pattern: str) -> None:
         shutil.copy(file, state)
 
 
+def delete(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 def flip(file: Path, random: Random) -> None:
     data = bytearray(file.read_bytes())
     if data:
@@ -760,9 +782,9 @@ class Damage:
 
 
 DAMAGES: Final = (
-    Damage("journal deleted", lambda state, copy, random: [file.unlink() for file in journal_files(state)]),
-    Damage("witness deleted", lambda state, copy, random: (state / "seen").unlink()),
-    Damage("log deleted", lambda state, copy, random: (state / "journal.sqlite-wal").unlink(missing_ok=True)),
+    Damage("journal deleted", lambda state, copy, random: delete(journal_files(state))),
+    Damage("witness deleted", lambda state, copy, random: delete([state / "seen"])),
+    Damage("log deleted", lambda state, copy, random: delete([state / "journal.sqlite-wal"])),
     Damage("all deleted", lambda state, copy, random: shutil.rmtree(state)),
     Damage("journal rolled back", lambda state, copy, random: put_back(copy, state, "journal.sqlite*")),
     Damage("all rolled back", lambda state, copy, random: put_back(copy, state, "*")),
@@ -808,7 +830,7 @@ async def act_damaged(asked: socket.socket, relapse: Relapse, damage: Damage, se
             arms = {} if mine is None else {"halt_at": mine.copied_at, "die_at": mine.dies_at}
             life = lives[side] = await play.start(side, **arms)
             if side == "source":
-                await play.until(lambda life=life: life.told("listening"))
+                await play.until(partial(life.told, "listening"))
         life, state, copy = lives[relapse.side], play.state_of[relapse.side], play.directory / "copy"
         await play.until(lambda: life.halted)
         shutil.copytree(state, copy, ignore=shutil.ignore_patterns("ram"))
@@ -828,6 +850,18 @@ async def act_damaged(asked: socket.socket, relapse: Relapse, damage: Damage, se
             objections=objections,
             story=play.story(),
         )
+
+
+async def act_stillborn(asked: socket.socket) -> Verdict:
+    """A machine with too little RAM for its guest, then one with enough, over one state directory."""
+    async with playing(asked) as play:
+        small = await play.start("source", "--memory-mb", "2")
+        await play.until(lambda: small.is_over)
+        assert small.exit_code == ExitCode.BAD_INPUT, play.story()
+        assert "does not fit this machine" in small.complaints[-1]
+        await migrate(play, Scenario())
+        objections = await play.end()
+        return Verdict(scenario=Scenario(), objections=objections, killed=0, settled_s=0, points={}, story=play.story())
 
 
 # A disk that is full
@@ -889,7 +923,12 @@ async def act_full(asked: socket.socket, full: Kill) -> Verdict:
             settled_s = (time.monotonic_ns() - back_ns) / 1e9
             objections = await play.end()
             return Verdict(
-                scenario=Scenario((full,)), objections=objections, killed=0, settled_s=settled_s, points={}, story=play.story()
+                scenario=Scenario((full,)),
+                objections=objections,
+                killed=0,
+                settled_s=settled_s,
+                points={},
+                story=play.story(),
             )
 
 

@@ -39,11 +39,11 @@ def main() -> None:
     warm_up()
     gc.freeze()  # a child that collects would copy every page
     while True:
-        ready, _, _ = select.select([asked, woken], [], [])
+        ready, _, _ = select.select([asked.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             tell_of(children, asked)
-        if asked in ready and not answer(asked, children):
+        if asked.fileno() in ready and not answer(asked, children):
             break
     for pid in children:
         os.kill(pid, signal.SIGKILL)

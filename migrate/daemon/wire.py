@@ -160,8 +160,8 @@ class SocketWires:
 class WireRecord:
     """One frame as the hub saw it: when by the monotonic clock, from whom, how long.
 
-    `sequence` and `uptime_ns` (of the sender's guest) are those of a sequenced frame, else None.  `sender` is the name of
-    the end that it came from; None in old records, and for an end that was not on the wire.
+    `sequence` and `uptime_ns` (of the sender's guest) are those of a sequenced frame, else None.  `sender` is the name
+    of the end that it came from; None in old records, and for an end that was not on the wire.
     """
 
     at_ns: int
