@@ -939,3 +939,24 @@ async def failing(play: Play, life: Life, state: Path) -> None:
     life.go_on()
     await play.until(lambda: len(life.events) > seen or life.is_over)
     filler.unlink()
+
+
+async def act_unsure(asked: socket.socket, write: Kill) -> tuple[Life, list[str]]:
+    """The journal vanishes and its disk is full: nobody knows whether `write` was written, and this life was to do it."""
+    async with playing(asked) as play:
+        state = play.state_of[write.side]
+        (play.directory / "ram").mkdir()
+        with small_disk(state):
+            (state / "ram").symlink_to(play.directory / "ram")
+            source = await play.start("source", halt_at=write.point if write.side == "source" else None)
+            await play.until(lambda: source.told("listening"))
+            await play.start("target", halt_at=write.point if write.side == "target" else None)
+            life = play.now(write.side)
+            assert life is not None
+            await play.until(lambda: life.halted)
+            delete(journal_files(state))
+            fill(state / "filler")
+            life.go_on()
+            await play.until(lambda: life.is_over)
+            await play.end_all()
+            return life, [*play.grave_objections()]

@@ -48,6 +48,7 @@ from tests.killing import (
     act_damaged,
     act_full,
     act_stillborn,
+    act_unsure,
     small_disk,
     zygote,
 )
@@ -389,3 +390,13 @@ def test_the_disk_is_full_at_every_write_of_a_migration(passed: Passed) -> None:
     for side in SIDES:
         written = [point.removeprefix("before ") for point in passed.undisturbed[side] if point.startswith("before ")]
         assert tuple(what for what in written if what in WRITES) == WRITTEN[side]
+
+
+@pytest.mark.usefixtures("_mounts")
+@pytest.mark.parametrize("write", [Kill("source", "before write C"), Kill("target", "before write O")], ids=str)
+def test_a_daemon_that_cannot_know_whether_it_wrote_stops_and_says_so(asked: socket.socket, write: Kill) -> None:
+    life, objections = trio.run(act_unsure, asked, write)
+    assert objections == []
+    assert life.exit_code == 1
+    assert "whether the last record was written cannot be told" in life.complaints[-1]
+    assert not life.is_running_a_guest
