@@ -942,7 +942,7 @@ async def failing(play: Play, life: Life, state: Path) -> None:
 
 
 async def act_unsure(asked: socket.socket, write: Kill) -> tuple[Life, list[str]]:
-    """The journal vanishes and its disk is full: nobody knows whether `write` was written, and this life was to do it."""
+    """The journal vanishes and its disk is full: nobody knows if `write` was written; and who was to write it."""
     async with playing(asked) as play:
         state = play.state_of[write.side]
         (play.directory / "ram").mkdir()
