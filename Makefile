@@ -13,8 +13,8 @@ rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
 
-soak: $(STAMP)  ## the model of the handoff in larger worlds: minutes
-	HANDOFF_MODEL=soak $(BIN)/python -m pytest -s tests/test_handoff_model.py
+soak: $(STAMP)  ## kill the daemons at every point, alone and in pairs, and the model in larger worlds: half an hour
+	HANDOFF_MODEL=soak MIGRATE_SOAK=1 $(BIN)/python -m pytest -n 4 tests/test_kills.py tests/test_handoff_model.py
 
 check: $(STAMP)  ## style, types, layers, published shapes
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from hypothesis import given
@@ -196,10 +197,11 @@ async def test_a_hub_carries_and_records_what_ends_say(tmp_path: Path, nursery: 
     assert await until(second, 1) == [frame(7)]
     second.send(frame(8, B))
     assert await until(first, 1) == [frame(8, B)]
-    assert records == [
+    assert [attrs.evolve(record, sender=None) for record in records] == [
         WireRecord(at_ns=1, source="a8:40:25:00:00:01", sequence=7, uptime_ns=70, length=60),
         WireRecord(at_ns=2, source="a8:40:25:00:00:02", sequence=8, uptime_ns=80, length=60),
     ]
+    assert [record.sender for record in records] == sorted(end.name for end in ends_of(tmp_path / "w").iterdir())
     assert (hub.seen, hub.undelivered, wires.dropped) == (2, 0, 0)
     wires.close()
     assert list(ends_of(tmp_path / "w").iterdir()) == []
@@ -362,6 +364,11 @@ def test_records_are_lines_that_can_be_read_while_they_are_written(tmp_path: Pat
             assert list(read_records(lines)) == records
     with pytest.raises(ValueError, match="is no record of a wire"):
         list(read_records(['{"what": 1}\n']))
+
+
+def test_records_of_before_a_sender_was_noted_can_be_read() -> None:
+    old = '{"at_ns": 5, "source": "a8:40:25:00:00:01", "sequence": 3, "uptime_ns": 30, "length": 60}\n'
+    assert list(read_records([old])) == [WireRecord.of(frame(3), 5)]
 
 
 def test_the_command_carries_and_records(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from migrate.cli import checking, migrating, specs, state, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
+from migrate.daemon.state import StateError
 from migrate.releases import ReleaseError
 from migrate.specs.files import SpecFileError
 from migrate.specs.reading import ParseError
@@ -52,14 +53,24 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BaseExceptionGroup as group:  # Ctrl-C before a daemon listened for it
+    except BaseExceptionGroup as group:
+        unsure, rest = group.split(StateError)
+        if unsure is not None and rest is None:  # whether a record was written: a restart will find out
+            complain(str(first_of(unsure)))
+            return ExitCode.NOT_DONE
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
-        return ExitCode.INTERRUPTED
+        return ExitCode.INTERRUPTED  # Ctrl-C before a daemon listened for it
     except BrokenPipeError:  # somebody closed our output, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.NOT_DONE
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+def first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _usage(error: CycloptsError) -> str:

@@ -76,6 +76,8 @@ ReclaimAfter = Annotated[
     Parameter(name="--reclaim-after-s", help="How long to wait for a lost target before asking the storage's fence."),
 ]
 DieAt = Annotated[str | None, Parameter(name="--die-at", help="Be killed where this point is passed.", show=False)]
+HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped where this point is passed.", show=False)]
+Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
@@ -108,6 +110,8 @@ def source(
     attached: Attached = False,
     audited: Audited = False,
     die_at: DieAt = None,
+    halt_at: HaltAt = None,
+    unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
     """Run a machine, ready to be migrated away by whoever connects.
@@ -146,11 +150,12 @@ def source(
         birth=birth,
         listen=address,
         settings=settings,
-        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir),
+        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
         die_at=die_at,
+        halt_at=halt_at,
     )
     with event_log("source", events, json) as log:
         code, report = trio.run(run_source_daemon, options, log)
@@ -181,6 +186,8 @@ def target(
     attached: Attached = False,
     audited: Audited = False,
     die_at: DieAt = None,
+    halt_at: HaltAt = None,
+    unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
     """Migrate a machine in from a source, then run it.
@@ -213,11 +220,12 @@ def target(
         retries=at_least_0("--retries", retries),
         listen=own_address,
         as_source=as_source if listen is not None else None,
-        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir),
+        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
         die_at=die_at,
+        halt_at=halt_at,
     )
     with event_log("target", events, json) as log:
         code, report = trio.run(run_target_daemon, options, log)

@@ -13,8 +13,10 @@ from sim_vmm.spec.components import CrucibleStorageBackend
 from sim_vmm.storage import Storage
 
 
-def storage_for(spec: Spec, directory: Path | None) -> Storage:
+def storage_for(spec: Spec, directory: Path | None, *, fenced: bool = True) -> Storage:
     """The disks of the machine in `directory`, which is made if it is not there, behind its fence; or volatile disks.
+
+    Without `fenced` there is no fence, for tests of what must hold without.
 
     Raises:
         ValueError: a Crucible request is no JSON object with a type.
@@ -23,7 +25,7 @@ def storage_for(spec: Spec, directory: Path | None) -> Storage:
     sizes = {str(key): crucible_bytes(str(key), backend) for key, backend in spec.of_kind(CrucibleStorageBackend)}
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    fence = None if directory is None else Fence(directory)
+    fence = Fence(directory) if directory is not None and fenced else None
     return Storage(directory, {key: size for key, size in sizes.items() if size is not None}, fence)
 
 

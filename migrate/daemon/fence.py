@@ -14,9 +14,13 @@ T = TypeVar("T")
 
 @attrs.frozen
 class TrioFence:
-    """See `migrate.engine.ports.Fence`.  `register` gives that of the machine that is here at the moment."""
+    """See `migrate.engine.ports.Fence`.  `register` gives that of the machine that is here at the moment.
+
+    `on_point` is told "before take" and "after take" around every change of the register.
+    """
 
     register: Callable[[], Fence]
+    on_point: Callable[[str], None]
 
     @property
     def session(self) -> int:
@@ -28,7 +32,9 @@ class TrioFence:
 
     async def take(self, expected: Title | None, title: Title) -> None:
         register = self.register()
+        self.on_point("before take")
         await _in_thread(lambda: register.take(expected, title))
+        self.on_point("after take")
 
 
 async def _in_thread(ask: Callable[[], T]) -> T:

@@ -30,18 +30,24 @@ STEP_EVERY_S = 0.005
 """A guest step is a few pages and now and then a line: 200 steps a second are a lightly loaded machine."""
 
 
+def ignore(_: object) -> None:
+    """For a listener that nobody is."""
+
+
 @attrs.define
 class GuestRunner:
     """A machine and the task that runs its guest, in a nursery that outlives both.
 
     `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
-    disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.
+    disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.  `on_running` is told
+    before the guest's first step, and after its last.
     """
 
     machine: Machine
     program: GuestProgram
     nursery: trio.Nursery
     remake: Callable[[Machine], Awaitable[Machine]] | None = None
+    on_running: Callable[[bool], None] = ignore
     fenced_off: trio.Event = attrs.field(factory=trio.Event)
     refusal: FenceError | None = None
     _executing: trio.CancelScope | None = None
@@ -76,6 +82,7 @@ class GuestRunner:
         if self._executing is None and self.machine.state is MachineState.RUNNING:
             self._quiet = trio.Event()
             self._executing = trio.CancelScope()
+            self.on_running(True)
             self.nursery.start_soon(self._execute, self._executing, self._quiet)
 
     async def start_over(self) -> None:
@@ -114,6 +121,7 @@ class GuestRunner:
             self._fail(error)
         finally:
             self._executing = None
+            self.on_running(False)
             quiet.set()
 
     def _fail(self, error: FenceError) -> None:
@@ -129,18 +137,22 @@ class TrioHypervisor:
     With `audited`, an image of each machine is kept as it was just before it ran, for an audit: this costs the
     blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
     the wire at the path `wire`, if there is one, and their disks in the directory `storage`, behind its fence.  Guest
-    RAM is in a file where `ram_path` says, if it does.
+    RAM is in a file where `ram_path` says, if it does.  `on_running` is told when a guest begins to run and when it has
+    ceased to, `on_point` around every change of the fence's register.
     """
 
     nursery: trio.Nursery
     audited: bool = False
     wire: Path | None = None
     storage: Path | None = None
+    fenced: bool = True
     ram_path: Callable[[Birth], Path] | None = None
     counters: InjectionCounters = attrs.field(factory=InjectionCounters)
     host_clock: HostClock = attrs.field(factory=SystemClock)
     runner: GuestRunner | None = None
     image: Image | None = None
+    on_running: Callable[[bool], None] = ignore
+    on_point: Callable[[str], None] = ignore
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
     documents: dict[Machine, Variant] = attrs.field(factory=dict)
@@ -148,7 +160,8 @@ class TrioHypervisor:
 
     @property
     def fence(self) -> TrioFence | None:
-        return None if self.storage is None else TrioFence(self._present_register)
+        is_there = self.storage is not None and self.fenced
+        return TrioFence(self._present_register, self.on_point) if is_there else None
 
     def _present_register(self) -> Fence:
         assert self._register is not None, "there is a machine"
@@ -176,7 +189,7 @@ class TrioHypervisor:
             elif self.ram_path is not None:
                 path = self.ram_path(birth)
                 memory = GuestMemory.create(memory_bytes, path)
-            storage = storage_for(spec, self.storage)
+            storage = storage_for(spec, self.storage, fenced=self.fenced)
             machine = Machine.create(
                 spec,
                 host_clock=self.host_clock,
@@ -206,7 +219,7 @@ class TrioHypervisor:
         await self.runner.resume()
 
     def runner_of(self, machine: Machine, program: GuestProgram) -> GuestRunner:
-        return GuestRunner(machine, program, self.nursery, self.remake)
+        return GuestRunner(machine, program, self.nursery, self.remake, self.on_running)
 
     async def start_over(self, machine: Machine) -> None:
         self.runner = self.runner_of(machine, guest_in(machine.memory))

@@ -33,10 +33,10 @@ from migrate.daemon.state import MachineState as Kept
 from migrate.daemon.state import PauseImage as KeptImage
 from migrate.daemon.state.directory import RAM
 from migrate.engine.attempt import Attempt
-from migrate.engine.handoff import Claim, Holding, Record, being_born, starting
+from migrate.engine.handoff import Claim, Holding, Record, being_born, starting, stillborn
 from migrate.engine.image import PauseImage
 from migrate.engine.ownership import Hands, Ownership
-from migrate.errors import MigrationError
+from migrate.errors import JournalFailed, MachineCreationFailed, MigrationError
 from migrate.protocol.messages import NAME_MAX, Role
 from migrate.releases import Release
 from migrate.specs import BY_NUMBER
@@ -130,11 +130,14 @@ class Node:
         machine = await self.hypervisor.create(spec, birth)
         runner = self.hypervisor.runner_of(machine, program)
         journal = self.journal(birth, name)
+        ownership = self.ownership(runner, journal)
         try:
             if isinstance(journal, NodeJournal):
                 await journal.remember(machine, program)
-            await self.ownership(runner, journal).carry_out(being_born(FIRST_GENERATION, claim))
-        except BaseException:
+            await ownership.carry_out(being_born(FIRST_GENERATION, claim))
+        except BaseException as error:
+            if isinstance(error, MachineCreationFailed) and journal.record.holding is Holding.OWNER:
+                await ownership.carry_out(stillborn(journal.record))
             await self.hypervisor.discard(runner.machine)
             raise
         return runner, journal
@@ -235,6 +238,15 @@ class Node:
             )
         except MigrationError as error:
             self.events.tell("history lost", message=str(error))
+
+    async def remember(self, fact: str, value: str) -> None:
+        """Something that a restart need not be told again.  A failing disk costs the fact, not the machine."""
+        if self.state is None:
+            return
+        try:
+            await self.state.set_fact(fact, value)
+        except JournalFailed as error:
+            self.events.tell("not remembered", message=f"{fact} {value}: {error}")
 
     def forget_unused_ram(self) -> None:
         """Before a machine is here, and after: only RAM that belongs to an image is of use to anybody."""

@@ -134,7 +134,7 @@ class _Resolver:
             if not self.options.storage.is_dir():
                 raise BadInput(f"--storage {self.options.storage}: there is no such directory")
             register = Fence(self.options.storage)
-            fence = TrioFence(lambda: register)
+            fence = TrioFence(lambda: register, lambda _: None)
         self.ownership = Ownership(
             node=self.node.name,
             machine=self.kept.vm_id,

@@ -138,11 +138,13 @@ class Process:
 class Places:
     """Where a daemon keeps things: `wire` is a network, `storage` the directory of the disks, `state` what survives it.
 
-    Into `artefacts` goes what is left of the machine at the end.
+    Into `artefacts` goes what is left of the machine at the end.  Without `fenced` the storage has no fence, for tests
+    of what must hold without.
     """
 
     wire: Path | None = None
     storage: Path | None = None
+    fenced: bool = True
     state: Path | None = None
     artefacts: Path | None = None
 
@@ -172,6 +174,7 @@ class SourceOptions:
     attached: bool = False
     audited: bool = False
     die_at: str | None = None
+    halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
@@ -189,6 +192,7 @@ class TargetOptions:
     attached: bool = False
     audited: bool = False
     die_at: str | None = None
+    halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
@@ -219,7 +223,9 @@ class Run:
     def __attrs_post_init__(self) -> None:
         self.process = Process(self.events, self.options.attached)
         if self.options.die_at is not None:
-            self.events.listeners.append(killer_at(self.options.die_at))
+            self.events.listeners.append(signaller_at(self.options.die_at, signal.SIGKILL))
+        if self.options.halt_at is not None:
+            self.events.listeners.append(signaller_at(self.options.halt_at, signal.SIGSTOP))
 
     @property
     def node(self) -> Node:
@@ -233,7 +239,15 @@ class Run:
             BadInput: the state directory cannot be used.
         """
         places, settings = self.options.places, self.options.settings
-        hypervisor = TrioHypervisor(nursery, audited=self.options.audited, wire=places.wire, storage=places.storage)
+        hypervisor = TrioHypervisor(
+            nursery,
+            audited=self.options.audited,
+            wire=places.wire,
+            storage=places.storage,
+            fenced=places.fenced,
+            on_running=lambda runs: self.events.tell("guest runs" if runs else "guest rests"),
+            on_point=self.visit,
+        )
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=self.events)
         if places.state is not None:
             try:
@@ -242,7 +256,7 @@ class Run:
                 raise BadInput(str(error)) from error
             node.state, node.name = state, state.node
             hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
-            state.on_point = lambda point: self.events.tell("point", name=point)
+            state.on_point = self.visit
             node.forget_unused_ram()
         self._node = node
         return node
@@ -263,6 +277,10 @@ class Run:
         finally:
             if self._node is not None:
                 self._node.close()
+
+    def visit(self, point: str) -> None:
+        """A process may die, or halt, at every point; tests see to that."""
+        self.events.tell("point", name=point)
 
     def cancel_attempt(self) -> Cancelling:
         daemon = self.source or self.target
@@ -286,8 +304,7 @@ class Run:
         )
         host, port = listeners[0].socket.getsockname()[:2]
         address = str(Address(host=host, port=port))
-        if self.node.state is not None:
-            await self.node.state.set_fact(LISTENS_AT, address)
+        await self.node.remember(LISTENS_AT, address)
         state = "is paused; waits for its target" if journal.record.holding is Holding.COMMITTED else RUNS
         self.events.tell("listening", address=address, machine=settings.machine_name, node=self.node.name, state=state)
         if self.node.hypervisor.fence is None:
@@ -400,17 +417,17 @@ def leaf_of(error: BaseException) -> BaseException:
     return error
 
 
-def killer_at(point: str) -> Callable[[dict[str, Any]], None]:
-    """For tests: die by SIGKILL, without another instruction, when a point is passed, `NAME` or its `NAME#2`nd time."""
-    name, _, number = point.partition("#")
-    left = int(number or 1)
+def signaller_at(point: str, number: signal.Signals) -> Callable[[dict[str, Any]], None]:
+    """For tests: end or halt, without another instruction, when a point is passed, `NAME` or its `NAME#2`nd time."""
+    name, _, count = point.partition("#")
+    left = int(count or 1)
 
     def watch(event: dict[str, Any]) -> None:
         nonlocal left
         if event["event"] == "point" and event["name"] == name:
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     return watch
 
@@ -436,8 +453,8 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
     kept = node.found()
     if source is None and (kept is None or kept.record.holding is Holding.READY):
         raise BadInput(nothing_here(options.places.state, "give the HOST:PORT of a source"))
-    if node.state is not None and source is not None:
-        await node.state.set_fact(SOURCE_AT, str(source))
+    if source is not None:
+        await node.remember(SOURCE_AT, str(source))
     listeners = [] if options.listen is None else await listen(options.listen)
     settings = attrs.evolve(options.settings, node=node.name)
     target = run.target = TargetDaemon(

@@ -43,7 +43,8 @@ from migrate.protocol.messages import Role
 T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 0.05
-PAUSE_MAX_S: Final = 5.0
+PAUSE_MAX_S: Final = 1.0
+"""Who is there again is to be asked again within two seconds."""
 TELL_FOR_S: Final = 600.0
 """How long a debt is told to a source that does not answer: it has most likely heard it and gone."""
 

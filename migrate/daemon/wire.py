@@ -160,7 +160,8 @@ class SocketWires:
 class WireRecord:
     """One frame as the hub saw it: when by the monotonic clock, from whom, how long.
 
-    `sequence` and `uptime_ns` (of the sender's guest) are those of a sequenced frame, else None.
+    `sequence` and `uptime_ns` (of the sender's guest) are those of a sequenced frame, else None.  `sender` is the name
+    of the end that it came from; None in old records, and for an end that was not on the wire.
     """
 
     at_ns: int
@@ -168,9 +169,10 @@ class WireRecord:
     sequence: int | None
     uptime_ns: int | None
     length: int
+    sender: str | None = None
 
     @classmethod
-    def of(cls, raw: bytes, at_ns: int) -> "WireRecord":
+    def of(cls, raw: bytes, at_ns: int, sender: str | None = None) -> "WireRecord":
         frame = SequencedFrame.parse(raw)
         return cls(
             at_ns=at_ns,
@@ -178,6 +180,7 @@ class WireRecord:
             sequence=None if frame is None else frame.sequence,
             uptime_ns=None if frame is None else frame.uptime_ns,
             length=len(raw),
+            sender=sender,
         )
 
     def line(self) -> str:
@@ -233,7 +236,7 @@ class WireObserver:
         if len(frame) < HEADER.size:
             return
         self.seen += 1
-        self.note(WireRecord.of(frame, self.clock()))
+        self.note(WireRecord.of(frame, self.clock(), Path(sender).name if sender else None))
         for end in self._ends():
             if os.fspath(end) == sender:
                 continue

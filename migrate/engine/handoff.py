@@ -361,6 +361,12 @@ def being_born(generation: int, claim: Claim = Claim.BIRTH) -> Ruling:
     return Take(claim), Write(Record(Holding.OWNER, generation)), Act.RUN
 
 
+def stillborn(record: Record) -> Ruling:
+    """A new machine whose guest this host cannot boot: it has never run, and nobody will ask for it."""
+    assert record.holding is Holding.OWNER, f"{record} was not born here"
+    return (Write(_not_owner(record, record.generation, "")),)
+
+
 def starting(record: Record) -> Ruling:
     """An owner whose process died: the machine starts from its disks, never from an image."""
     assert record.holding is Holding.OWNER, "only the owner may let the machine run"

@@ -22,6 +22,11 @@ from migrate.errors import JournalFailed
 
 WITH_IMAGE: Final = frozenset({Holding.COMMITTED, Holding.READY})
 
+WRITES: Final = frozenset(
+    {*(f"write {holding}" for holding in Holding), "birth", "new generation", "settle debt", "note attempt", "set fact"}
+)
+"""Everything that is made durable, by the names of its points: at each of them a process may die."""
+
 
 @attrs.define(eq=False)
 class Committer:
@@ -36,6 +41,7 @@ class Committer:
 
     async def commit(self, what: str, change: Callable[[Contents], Contents]) -> Contents:
         """See `Database.commit`; `change` is called in a thread, on what the change before it left."""
+        assert what in WRITES, f"{what!r} is a write at whose points nobody has been killed yet"
         self._visit(f"before {what}")
         with trio.CancelScope(shield=True):
             contents = await trio.to_thread.run_sync(self.database.commit, change, limiter=self._turn)
