@@ -365,7 +365,7 @@ def test_a_machine_that_cannot_be_born_is_not_in_the_way_of_the_next(asked: sock
 
 WRITTEN: Final = {
     "source": ("write O", "set fact", "new generation", "write C", "write N", "note attempt"),
-    "target": ("set fact", "write R", "write O", "settle debt", "note attempt"),
+    "target": ("set fact", "write N", "write R", "write O", "settle debt", "note attempt"),
 }
 FULL: Final = [Kill(side, f"before {what}") for side in SIDES for what in WRITTEN[side]]
 

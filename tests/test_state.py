@@ -699,7 +699,7 @@ async def test_a_full_disk_leaves_the_old_record_readable_and_the_next_write_wor
         journal = await state.birth(MACHINE, Record(Holding.OWNER, 1))
         await journal.new_generation()
         ballast = fill(small_disk)
-        big = attrs.evolve(COMMITTED_IMAGE, frames=bytes(700_000))  # more than the blocks that the log has already
+        big = attrs.evolve(COMMITTED_IMAGE, frames=bytes(300_000))
         for _ in range(3):
             with pytest.raises(JournalFailed, match="nothing was written, and the record before it stands"):
                 await journal.write(GIVEN, image=big)

@@ -53,24 +53,17 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BaseExceptionGroup as group:
-        unsure, rest = group.split(StateError)
-        if unsure is not None and rest is None:  # whether a record was written: a restart will find out
-            complain(str(first_of(unsure)))
-            return ExitCode.NOT_DONE
+    except StateError as error:  # whether a record was written: a restart will find out
+        complain(str(error))
+        return ExitCode.NOT_DONE
+    except BaseExceptionGroup as group:  # Ctrl-C before a daemon listened for it
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
-        return ExitCode.INTERRUPTED  # Ctrl-C before a daemon listened for it
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:  # somebody closed our output, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.NOT_DONE
     return code if isinstance(code, int) else ExitCode.DONE
-
-
-def first_of(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _usage(error: CycloptsError) -> str:

@@ -266,14 +266,18 @@ class Run:
 
         Raises:
             BadInput: `main` did.
+            StateError: whether a record was written cannot be told; what was here has been stopped.
         """
-        code = ExitCode.NOT_DONE
+        code, unsure = ExitCode.NOT_DONE, None
         try:
             try:
                 code = await self.process.run(main, self.cancel_attempt)
             except* StateError as group:  # nobody knows what the journal holds: whoever goes on may run a second one
-                self.events.tell("alarm", message=str(leaf_of(group)))
-            return code, await finish(self, self.options.places.artefacts)
+                unsure = leaf_of(group)
+            report = await finish(self, self.options.places.artefacts)
+            if unsure is not None:
+                raise unsure
+            return code, report
         finally:
             if self._node is not None:
                 self._node.close()

@@ -54,6 +54,7 @@ DAMAGE: Final = frozenset(
 )
 #: More than the records and images of a few migrations.
 LOG_BYTES: Final = 512 << 10
+ROOM: Final = 64
 #: The files that SQLite has beside a database.
 COMPANIONS: Final = ("", "-wal", "-shm", "-journal")
 
@@ -264,8 +265,10 @@ def _give_blocks(log: Path) -> None:
 
     SQLite takes zeros, as frames of an earlier round, for the end of the log.
     """
-    with suppress(OSError), log.open("r+b", buffering=0) as file:  # a full disk has none to give, and lives with it
-        if file.seek(0, os.SEEK_END) == 0:
+    with suppress(OSError), log.open("r+b", buffering=0) as file:
+        free = os.fstatvfs(file.fileno())
+        has_room = free.f_bavail * free.f_frsize >= LOG_BYTES * ROOM  # a disk that is nearly full keeps its blocks
+        if has_room and file.seek(0, os.SEEK_END) == 0:
             file.write(bytes(LOG_BYTES))
             os.fsync(file.fileno())
 
