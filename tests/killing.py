@@ -101,6 +101,7 @@ class Life:
 
     side: Side
     pid: int
+    pidfd: int
     stdin: int
     news: Callable[[], None]
     began_ns: int = attrs.field(factory=time.monotonic_ns)
@@ -184,17 +185,22 @@ class Life:
 
     def go_on(self) -> None:
         """After having been halted."""
-        os.kill(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self.status is None:
             self.killed_from_outside = True
-            os.kill(self.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
 
     def end(self) -> None:
         """Ask it to end in order."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Unless it has ended, which we may not have heard yet."""
         if self.status is None:
-            os.kill(self.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
 
 @contextmanager
@@ -243,7 +249,8 @@ class Play:
     through: str | None = None
     _waiting: trio.Event = attrs.field(factory=trio.Event)
     _born: trio.Event = attrs.field(factory=trio.Event)
-    _pids: list[int] = attrs.field(factory=list)
+    _ended_at_once: dict[int, int] = attrs.field(factory=dict)
+    _pids: list[tuple[int, int]] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.spec.write_text(json.dumps(SMALL_MACHINE))
@@ -307,16 +314,19 @@ class Play:
 
     async def listen(self) -> None:
         """To the zygote."""
-        asked = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(self.asked.fileno())))
-        with asked:
-            while message := await asked.recv(4096):
-                told = json.loads(message)
-                if "status" not in told:
-                    self._pids.append(told["pid"])
-                for life in self.lives:
-                    if life.pid == told["pid"] and "status" in told:
-                        life.note_status(told["status"])
-                self.news()
+        while True:
+            await trio.lowlevel.wait_readable(self.asked)
+            message, descriptors, _, _ = socket.recv_fds(self.asked, 4096, 1)
+            if not message:
+                return
+            told = json.loads(message)
+            if "status" not in told:
+                self._pids.append((told["pid"], descriptors[0]))
+            elif life := next((life for life in self.lives if life.pid == told["pid"]), None):
+                life.note_status(told["status"])
+            else:
+                self._ended_at_once[told["pid"]] = told["status"]
+            self.news()
 
     async def start(self, side: Side, *arguments: str, die_at: str | None = None, halt_at: str | None = None) -> Life:
         """A process for `side`: with all that it must be told the first time, else with its state directory alone."""
@@ -341,7 +351,10 @@ class Play:
         for descriptor in (in_read, out_write, err_write):
             os.close(descriptor)
         await self.until(lambda: self._pids)
-        life = Life(side, self._pids.pop(), in_write, self.news)
+        pid, pidfd = self._pids.pop()
+        life = Life(side, pid, pidfd, in_write, self.news)
+        if pid in self._ended_at_once:
+            life.note_status(self._ended_at_once.pop(pid))
         self.lives.append(life)
         self.nursery.start_soon(life.hear, out_read, lambda line: life.events.append(json.loads(line)))
         self.nursery.start_soon(life.hear, err_read, lambda line: life.complaints.append(line.decode()))
@@ -405,6 +418,7 @@ class Play:
         """Not even what happens to state directories may lead to this."""
         yield from self.promises
         yield from self.overlaps()
+        yield from self.used_images()
         yield from self.wire_objections()
         for life in self.lives:
             if any("Traceback" in line for line in life.complaints) or life.exit_code not in ENDS:
@@ -421,6 +435,25 @@ class Play:
             if a < d and c < b:
                 ms = (min(b, d) - max(a, c)) / 1e6
                 yield f"two run at once: {one.side} {one.pid} and {two.side} {two.pid}, for {ms} ms"
+
+    def used_images(self) -> Iterator[str]:
+        """Who runs without having booted the guest has an image of it: nobody may have run since that was made.
+
+        It was made when the guest rested; a guest that was killed while it ran left no image.
+        """
+        told = [(event["at_ns"], life, event["event"]) for life in self.lives for event in life.events]
+        rested: Life | None = None
+        booted: Life | None = None
+        for _, life, event in sorted(told, key=lambda item: item[0]):
+            match event:
+                case "guest boots":
+                    booted = life
+                case "guest rests":
+                    rested = life
+                case "guest runs":
+                    if booted is not life and rested is None:
+                        yield f"{life.side} {life.pid} runs an image of a machine that has run since it was made"
+                    booted = rested = None
 
     def wire_objections(self) -> Iterator[str]:
         """Each process that speaks for the machine's MAC does so once, without anybody between."""
@@ -513,6 +546,7 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
                     await play.until(lambda: all(life.is_over for life in play.lives))
                     for life in play.lives:
                         os.close(life.stdin)
+                        os.close(life.pidfd)
                 nursery.cancel_scope.cancel()
 
 

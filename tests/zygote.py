@@ -5,8 +5,8 @@ A child of the zygote is a process like any other: it has a pid and descriptors 
 does not have of its own is the work of importing.  Nothing runs in the zygote but this file, and no thread.
 
 It is asked over a socket, one datagram of JSON each: `{"arguments": [...]}`, along with the child's standard input,
-output and error.  It answers `{"pid": n}`, and tells of every child that stops or ends, `{"pid": n, "status": s}` with
-the status as from waitpid(2).  When the socket closes it kills its children and ends.
+output and error.  It answers `{"pid": n}` with a pidfd, and tells of every child that stops or ends,
+`{"pid": n, "status": s}` with the status as from waitpid(2).  When the socket closes it kills its children and ends.
 """
 
 import gc
@@ -80,7 +80,9 @@ def answer(asked: socket.socket, children: set[int]) -> bool:
     children.add(pid)
     for descriptor in descriptors:
         os.close(descriptor)
-    asked.send(json.dumps({"pid": pid}).encode())
+    pidfd = os.pidfd_open(pid)  # here, where a child that has died waits to be waited for: no other has its number
+    socket.send_fds(asked, [json.dumps({"pid": pid}).encode()], [pidfd])
+    os.close(pidfd)
     return True
 
 

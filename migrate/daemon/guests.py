@@ -34,13 +34,17 @@ def ignore(_: object) -> None:
     """For a listener that nobody is."""
 
 
+def do_nothing() -> None:
+    """The same."""
+
+
 @attrs.define
 class GuestRunner:
     """A machine and the task that runs its guest, in a nursery that outlives both.
 
     `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
     disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.  `on_running` is told
-    before the guest's first step, and after its last.
+    before the guest's first step, and after its last; `on_boot` when it has been booted anew.
     """
 
     machine: Machine
@@ -48,6 +52,7 @@ class GuestRunner:
     nursery: trio.Nursery
     remake: Callable[[Machine], Awaitable[Machine]] | None = None
     on_running: Callable[[bool], None] = ignore
+    on_boot: Callable[[], None] = do_nothing
     fenced_off: trio.Event = attrs.field(factory=trio.Event)
     refusal: FenceError | None = None
     _executing: trio.CancelScope | None = None
@@ -101,6 +106,7 @@ class GuestRunner:
                 f"guest program {self.program.name!r} does not fit this machine: {error}"
             ) from error
         self.machine.start()
+        self.on_boot()
         await self.resume()
 
     async def stop(self) -> None:
@@ -138,7 +144,7 @@ class TrioHypervisor:
     blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
     the wire at the path `wire`, if there is one, and their disks in the directory `storage`, behind its fence.  Guest
     RAM is in a file where `ram_path` says, if it does.  `on_running` is told when a guest begins to run and when it has
-    ceased to, `on_point` around every change of the fence's register.
+    ceased to, `on_boot` when one has been booted, `on_point` around every change of the fence's register.
     """
 
     nursery: trio.Nursery
@@ -152,6 +158,7 @@ class TrioHypervisor:
     runner: GuestRunner | None = None
     image: Image | None = None
     on_running: Callable[[bool], None] = ignore
+    on_boot: Callable[[], None] = do_nothing
     on_point: Callable[[str], None] = ignore
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
@@ -219,7 +226,7 @@ class TrioHypervisor:
         await self.runner.resume()
 
     def runner_of(self, machine: Machine, program: GuestProgram) -> GuestRunner:
-        return GuestRunner(machine, program, self.nursery, self.remake, self.on_running)
+        return GuestRunner(machine, program, self.nursery, self.remake, self.on_running, self.on_boot)
 
     async def start_over(self, machine: Machine) -> None:
         self.runner = self.runner_of(machine, guest_in(machine.memory))

@@ -246,6 +246,7 @@ class Run:
             storage=places.storage,
             fenced=places.fenced,
             on_running=lambda runs: self.events.tell("guest runs" if runs else "guest rests"),
+            on_boot=lambda: self.events.tell("guest boots"),
             on_point=self.visit,
         )
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=self.events)
