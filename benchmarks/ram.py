@@ -19,7 +19,7 @@ import trio
 
 from benchmarks.measure import Result
 from migrate.daemon.clock import TrioClock
-from migrate.daemon.deadlines import Deadlines
+from migrate.protocol.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.link import SocketLink
 from migrate.engine.ram import RamReceiver, RamSender
