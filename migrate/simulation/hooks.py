@@ -11,10 +11,14 @@ from migrate.protocol.messages import Message, Role
 if TYPE_CHECKING:
     from migrate.simulation.network import SimulatedLink
     from migrate.simulation.node import Life
+    from migrate.simulation.world import World
 
 
 class Hooks:
     """Does nothing, and is told everything."""
+
+    def begin(self, world: "World") -> None:
+        """The run is about to begin."""
 
     def sending(self, link: "SimulatedLink", message: Message, data: bytes) -> bytes:
         """`link` is about to send `data`, which encodes `message`, and guest RAM if it announces any."""

@@ -24,7 +24,7 @@ from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Failure, Message, Preamble, RamBatch, Role
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.remembering import decode, encode
+from migrate.simulation.remembering import decode, decode_header, encode
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Signal, Wait
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ class SimulatedLink:
         self, life: "Life", role: Role, connection: Connection, deadlines: Deadlines, hooks: Hooks, scheduler: Scheduler
     ) -> None:
         self.life, self.role, self.connection = life, role, connection
+        self.side, self.peer_side = role.value, role.peer.value
         self.conversation = Conversation()
         self.outgoing, self.incoming = connection.pipes[role], connection.pipes[role.peer]
         self._deadlines, self._hooks, self._scheduler = deadlines, hooks, scheduler
@@ -286,7 +287,7 @@ class SimulatedLink:
             self._preface_heard = True
         while True:
             head = await self._read(frames.HEADER.size, limit_ns)
-            header = frames.decode_header(head)
+            header = decode_header(head)
             body = await self._read(header.length, limit_ns)
             if not header.skippable:
                 return decode(head, body)

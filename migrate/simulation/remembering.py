@@ -20,12 +20,18 @@ from migrate.protocol.messages import Message
 from migrate.specs import digest
 from migrate.specs.offer import Variant, Withheld, offer
 from migrate.specs.version import SpecVersion
+from sim_vmm.devices import places
+from sim_vmm.payloads import conversions
 from sim_vmm.spec import Spec
 
 REMEMBERED_MAX: Final = 1 << 15
 
 encode = lru_cache(REMEMBERED_MAX)(frames.encode_frame)
 """`frames.encode_frame`.  Messages are values, so equal ones have equal bytes."""
+
+
+decode_header = lru_cache(REMEMBERED_MAX)(frames.decode_header)
+"""`frames.decode_header`."""
 
 
 @lru_cache(REMEMBERED_MAX)
@@ -89,6 +95,7 @@ def remembering() -> Iterator[None]:
         (source, "encode_frame", encode),
         (frames, "encode_frame", encode),
         (target, "judge", _judge_remembered(negotiation.judge)),
+        (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
         (target, "warm_up_payloads", _already_warm),
         (target, "warm_up_messages", _already_warm),
         (image, "decode_payload", lru_cache(REMEMBERED_MAX)(payloads.decode_payload)),

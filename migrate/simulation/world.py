@@ -34,11 +34,11 @@ from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 
 VM_ID: Final = UUID(int=0x5EED)
-CALM_NS: Final = 200 * NS_PER_S
+CALM_NS: Final = 105 * NS_PER_S
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
-DOWNTIME_LIMIT_MS: Final = 0.04
-"""Ten pages at 1 GB/s: more than a calm guest dirties in a round, and less than a busy one does."""
+DOWNTIME_LIMIT_MS: Final = 0.02
+"""Five pages at 1 GB/s: more than a calm guest dirties in a round, and less than a busy one does."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +103,7 @@ class World:
 
     def run(self) -> Result:
         self._bear()
+        self.hooks.begin(self)
         self.start(self.source)
         self.start(self.target)
         self.scheduler.at(CALM_NS, self.calm)
@@ -143,7 +144,7 @@ class World:
         """A process of this node begins, or goes on with what was done to it already."""
         life = node.life or node.begin()
         self.say(node.name, lambda: "starts")
-        self.spawn(life, daemon_of(life).begin())
+        self.spawn(life, daemon_of(life).begin)
 
     def kill(self, node: Node, *, power: bool = False) -> None:
         """The process dies, or its host."""
@@ -179,13 +180,13 @@ class World:
 
     # What daemons ask for
 
-    def spawn(self, life: Life, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.scheduler.spawn(life.node.name, self._guarded(life, coroutine))
+    def spawn(self, life: Life, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.scheduler.spawn(life.node.name, self._guarded(life, main))
 
-    async def _guarded(self, life: Life, coroutine: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, life: Life, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A process that ends by an error is dead, and is started again when all is well."""
         try:
-            await coroutine
+            await main()
         except MigrationError as error:
             why = str(error)
             self.say(life.node.name, lambda: f"ends: {why}")
@@ -220,7 +221,7 @@ class World:
         ]
         for end in ends:
             self._ends.setdefault(end.life.node.name, []).append(end)
-        self.spawn(daemon.life, daemon.answer(ends[0]))
+        self.spawn(daemon.life, lambda: daemon.answer(ends[0]))
         return ends[1]
 
     def note_outcome(self, life: Life, attempt: Attempt, error: MigrationError | None) -> None:
