@@ -41,6 +41,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "migrate.rehearsal",
         "migrate.cli",
     },
+    "migrate/faults": {"trio", "asyncio", "socket", "time", "migrate.daemon", "migrate.rehearsal", "migrate.cli"},
     "migrate/rehearsal": {"migrate.cli"},
 }
 KNOWS_TRIO = ("migrate/daemon", "migrate/cli", "migrate/rehearsal")
