@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import checking, migrating, specs, wire
+from migrate.cli import checking, exploring, migrating, specs, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
@@ -32,6 +32,8 @@ app.command(checking.matrix)
 app.command(migrating.rehearse)
 app.command(migrating.source)
 app.command(migrating.target)
+app.command(exploring.explore)
+app.command(exploring.replay)
 app.command(wire.wire)
 
 
