@@ -143,3 +143,17 @@ def test_what_was_not_synced_is_there_after_kill_9_and_gone_after_a_loss_of_powe
         assert "writes C(2)" not in trace
         assert ("sends Commit(2)" in trace) is holds
         assert EXPERIMENT.run(plan).violations == ()
+
+
+def test_a_target_that_cannot_note_that_the_source_goes_on_asks_again() -> None:
+    """Found by random plans: it had left the record R(2), and the machine, to nobody."""
+    plan = Plan(
+        faults=(
+            Fault(when=AFTER_R, do=DiskFull(side=Role.TARGET)),
+            Fault(when=BEFORE_C, do=SyncError(side=Role.SOURCE, times=4)),
+        )
+    )
+    tried = EXPERIMENT.run(plan)
+    assert tried.violations == ()
+    assert (tried.fired, tried.owner) == (2, "source")
+    assert "sends Inquire(2)" in "\n".join(EXPERIMENT.trace(plan))
