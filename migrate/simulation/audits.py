@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import numpy as np
 
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
@@ -146,12 +145,10 @@ class Audits:
     def _forgotten(self, node: "Node") -> Iterator[Violation]:
         """Every page with content is dirty on whoever runs the machine, or the next attempt would not send it."""
         memory = self._running[node.name].memory
-        content = content_pages(memory)
-        if content.size and content[-1] * PAGE_SIZE >= USED_BYTES:
+        content = content_pages(memory).tolist()
+        if content and content[-1] * PAGE_SIZE >= USED_BYTES:
             yield Violation(NOTHING_LOST, f"{node.name} has content in page {content[-1]}, where no guest wrote any")
         memory.dirty.begin_round()
-        missing = np.setdiff1d(content, memory.dirty.take(memory.page_count))
-        if missing.size:
-            yield Violation(
-                NOTHING_FORGOTTEN, f"{node.name} runs a machine that would not send pages {missing.tolist()}"
-            )
+        missing = sorted(set(content) - set(memory.dirty.take(memory.page_count).tolist()))
+        if missing:
+            yield Violation(NOTHING_FORGOTTEN, f"{node.name} runs a machine that would not send pages {missing}")

@@ -33,7 +33,7 @@ from sim_vmm.spec import Spec
 
 STATE_PAGE: Final = 1
 WORKING_SET: Final = range(2, 10)
-USED_BYTES: Final = 16 * PAGE_SIZE
+USED_BYTES: Final = 10 * PAGE_SIZE
 """All content of RAM lies below; that nothing ever lies above is looked at when all is over."""
 _STATE: Final = struct.Struct("<QQQ")
 _MAGIC: Final = int.from_bytes(b"rehearse", "little")
