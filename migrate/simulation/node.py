@@ -101,7 +101,7 @@ class Life:
         """Raises Killed if this process is dead."""
         if not self.alive:
             raise Killed
-        if self.guest is not None:
+        if self.guest is not None and self.guest.machine.state is MachineState.RUNNING:
             self.guest.execute()
 
     def have(self, machine: Machine) -> "SimulatedGuest":
@@ -228,9 +228,7 @@ class SimulatedGuest:
             self.machine.stop()
 
     def execute(self) -> None:
-        """Take the steps that are due."""
-        if self.machine.state is not MachineState.RUNNING:
-            return
+        """Take the steps that are due, as the machine is running."""
         now = self.life.world.scheduler.now_ns
         if self.busy_steps > 0:
             self.busy_steps -= STEPS_AT_ONCE
