@@ -19,11 +19,11 @@ import trio
 
 from benchmarks.measure import Result
 from migrate.daemon.clock import TrioClock
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.link import SocketLink
 from migrate.engine.ram import RamReceiver, RamSender
 from migrate.protocol.conversation import Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import RamBatch, Role, RoundEnd, RoundStored
 from sim_vmm.memory import GuestMemory
 

@@ -69,7 +69,7 @@ class PageSet:
     def pop_block(self) -> PageIndices:
         """Remove and return the pages of the lowest occupied block, ascending; an empty array if the set is empty."""
         for block in self._blocks():
-            pages = np.flatnonzero(self._flags[block])
+            pages: PageIndices = self._flags[block].nonzero()[0]
             self._flags[block] = False
             self._occupied[block] = False
             if pages.size:
@@ -78,11 +78,11 @@ class PageSet:
 
     def pages(self) -> PageIndices:
         """All pages of the set, ascending."""
-        found = [np.flatnonzero(self._flags[block]) + block * BLOCK_PAGES for block in self._blocks()]
+        found = [self._flags[block].nonzero()[0] + block * BLOCK_PAGES for block in self._blocks()]
         return np.concatenate([_NO_PAGES, *found])
 
     def _blocks(self) -> list[int]:
-        blocks: list[int] = np.flatnonzero(self._occupied).tolist()
+        blocks: list[int] = self._occupied.nonzero()[0].tolist()
         return blocks
 
 

@@ -23,7 +23,6 @@ import xxhash
 from trio.testing import MockClock
 
 from migrate.daemon.address import Address
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import Event, EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
@@ -38,6 +37,7 @@ from migrate.engine.target import TargetSettings
 from migrate.payloads import encode_payload
 from migrate.protocol import frames
 from migrate.protocol.conversation import NEXT, Conversation, Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import (
     MESSAGES,
     PROTOCOL_VERSIONS,

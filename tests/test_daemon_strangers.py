@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.outcome import Outcome
 from migrate.errors import Refused
 from migrate.protocol import frames
 from migrate.protocol.conversation import Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Refuse, Role
 from sim_vmm.lifecycle import MachineState
 from tests.daemons import (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from migrate.daemon.deadlines import Deadlines
 from migrate.protocol.conversation import NEXT, Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.diagram import CHAPTERS, END_MARKER, START_MARKER, block, mermaid, text_table
 from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import KIBIBYTE, MEBIBYTE, MESSAGES, Failure, Role

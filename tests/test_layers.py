@@ -27,6 +27,21 @@ FORBIDDEN: dict[str, set[str]] = {
     "migrate/protocol": {"trio", "socket", "migrate.engine", "migrate.daemon"},
     "migrate/engine": {"trio", "socket", "sqlite3", "os", "time", "random", "migrate.daemon", "migrate.rehearsal"},
     "migrate/daemon": {"migrate.cli", "migrate.rehearsal"},
+    "migrate/simulation": {
+        "trio",
+        "asyncio",
+        "threading",
+        "socket",
+        "os",
+        "time",
+        "random",
+        "secrets",
+        "migrate.daemon",
+        "migrate.faults",
+        "migrate.rehearsal",
+        "migrate.cli",
+    },
+    "migrate/faults": {"trio", "asyncio", "socket", "time", "migrate.daemon", "migrate.rehearsal", "migrate.cli"},
     "migrate/rehearsal": {"migrate.cli"},
 }
 KNOWS_TRIO = ("migrate/daemon", "migrate/cli", "migrate/rehearsal")

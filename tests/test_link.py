@@ -10,7 +10,6 @@ import trio
 import xxhash
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.link import SocketLink, connect
 from migrate.daemon.outcome import Cancelling
 from migrate.errors import (
@@ -24,6 +23,7 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import (
     OPTIONAL,
     Accept,

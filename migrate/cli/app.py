@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import checking, migrating, specs, state, wire
+from migrate.cli import checking, exploring, migrating, specs, state, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
@@ -35,6 +35,8 @@ app.command(migrating.source)
 app.command(migrating.target)
 app.command(state.status)
 app.command(state.resolve)
+app.command(exploring.explore)
+app.command(exploring.replay)
 app.command(wire.wire)
 
 

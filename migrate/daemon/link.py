@@ -17,7 +17,6 @@ from typing import Final
 
 import trio
 
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.outcome import Cancelling
 from migrate.errors import (
     DeadlineExpired,
@@ -29,6 +28,7 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamBatch, Role
 
 DRAIN_CHUNK: Final = 1 << 16

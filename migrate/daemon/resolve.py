@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from migrate.daemon.address import Address, BadInput
-from migrate.daemon.deadlines import Deadlines
+from migrate.protocol.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.fence import TrioFence
 from migrate.daemon.guests import TrioHypervisor

@@ -20,7 +20,6 @@ import trio
 
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
@@ -36,6 +35,7 @@ from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.errors import JournalFailed, MachineCreationFailed, StorageUnreachable
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
 from sim_vmm.fence import FencedOff, FenceError
 from sim_vmm.guest import GuestProgram, read_heartbeat

@@ -13,7 +13,6 @@ import attrs
 import trio
 
 from migrate.daemon.clock import TrioClock
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
 from migrate.daemon.link import SocketLink
@@ -24,6 +23,7 @@ from migrate.engine.handoff import Holding
 from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff

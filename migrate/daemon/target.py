@@ -14,7 +14,6 @@ import trio
 
 from migrate.daemon.address import Address
 from migrate.daemon.clock import TrioClock
-from migrate.daemon.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.journal import Owed
@@ -38,6 +37,7 @@ from migrate.engine.target import (
     tell_answer,
 )
 from migrate.errors import MigrationError
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
 
 T = TypeVar("T")

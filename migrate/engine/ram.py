@@ -162,7 +162,7 @@ class RamReceiver:
             raise RemoteProtocolError(f"a RAM batch of round {batch.round} in round {self._round}")
         pages = self._pages_of(batch.extents, "extents", RAM_BATCH_PAGES_MAX)
         zeros = self._pages_of(batch.zero, "zero extents", ZERO_PAGES_MAX)
-        if np.intersect1d(pages, zeros).size:
+        if pages.size and zeros.size and np.intersect1d(pages, zeros).size:
             raise RemoteProtocolError("a RAM batch names a page both with content and as zero")
         checksum = await self._receive(batch, pages)
         if checksum != batch.checksum:

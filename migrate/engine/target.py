@@ -290,7 +290,10 @@ class _Target:
                 if getattr(commit, "generation", None) != record.generation:
                     raise RemoteProtocolError(f"{commit} is not for generation {record.generation}")
         except PeerFailed:  # it has undone the attempt
-            await handoff.ownership.carry_out(on_abandon(record, record.generation, record.peer))
+            try:
+                await handoff.ownership.carry_out(on_abandon(record, record.generation, record.peer))
+            except MigrationError as error:  # that could not be noted: it must be asked for again
+                raise handoff.held(error) from error
             raise
         except MigrationError as error:
             raise handoff.held(error) from error

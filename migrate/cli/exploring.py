@@ -1,0 +1,207 @@
+"""`migrate explore` and `migrate replay`: very many simulated migrations with faults, and one of them again."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import attrs
+from cyclopts import Parameter
+
+from migrate.cli.output import print_json, print_line, print_table
+from migrate.cli.specs import ApiVersion, Json, read
+from migrate.daemon.address import BadInput
+from migrate.daemon.run import ExitCode
+from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, carry_on, workers
+from migrate.faults.explore import Experiment
+from migrate.faults.plan import PlanError
+from migrate.faults.toml import read_plan, write_plan
+from migrate.simulation.machines import Foundry, LightMachines, RealMachines
+from sim_vmm.spec import Spec
+
+TOLD_EVERY_S: Final = 2.0
+MEMORY_MB: Final = 1
+"""Simulated machines have as much RAM as their guest uses, so that there can be thousands of them."""
+
+RealMachine = Annotated[
+    bool, Parameter(name="--real-machine", negative="", help="Emulate every device of the spec: slower.")
+]
+
+
+def explore(
+    spec: Path,
+    /,
+    *,
+    faults: Annotated[int, Parameter(help="How many faults at once, 1 or 2: every schedule of so many is tried.")] = 1,
+    random: Annotated[int, Parameter(help="Instead, so many random plans of up to five faults.")] = 0,
+    seed: Annotated[int, Parameter(help="Seed of the first random plan; the others follow.")] = 0,
+    workers_: Annotated[
+        int | None, Parameter(name="--workers", help="Processes; by default one for each core.")
+    ] = None,
+    campaign: Annotated[
+        Path | None, Parameter(help="Note here what has been done, and go on from there next time.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
+    real_machine: RealMachine = False,
+    api_version: ApiVersion = None,
+    json: Json = False,
+) -> int:
+    """Try every fault everywhere, in simulation, and audit what comes of it.
+
+    The engines, the rule book, the codec and the machine's memory are the real ones; time, network and disks are not.
+    `--faults 2` tries all pairs.  Each violation is made as small as possible and left as a plan that `migrate replay`
+    runs again.
+
+    Parameters
+    ----------
+    spec
+        The machine's spec.
+    """
+    order = _order(faults, random, seed)
+    count = workers_ if workers_ is not None else os.cpu_count() or 1
+    if count < 1:
+        raise BadInput(f"--workers is {count}; there must be at least one")
+    experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine))
+    try:
+        work = Campaign(order=order) if campaign is None else Campaign.load(campaign, order)
+    except CampaignError as error:
+        raise BadInput(str(error)) from error
+    done_before, begun = work.schedules, time.monotonic()
+    with workers(experiment, count) as executor:
+        carry_on(work, experiment, executor, ahead=count, after_chunk=_teller(campaign, begun))
+    elapsed_s = max(time.monotonic() - begun, 1e-9)
+    document = {
+        "schedules": work.schedules,
+        "per_second": round((work.schedules - done_before) / elapsed_s, 1),
+        "outcomes": dict(sorted(work.outcomes.items())),
+        "violations": [
+            {"plan": str(path), "check": found.check, "message": found.message}
+            for found, path in _leave_plans(work.violations, out, spec)
+        ],
+    }
+    if json:
+        print_json(document)
+    else:
+        _print(document)
+    return ExitCode.AUDIT_VIOLATED if work.violations else ExitCode.DONE
+
+
+def _order(faults: int, random: int, seed: int) -> Order:
+    if random < 0:
+        raise BadInput(f"--random is {random}; it must be 0 or more")
+    if random:
+        return Order(kind=Kind.RANDOM, seed=seed, random=random)
+    if faults not in (1, 2):
+        raise BadInput(f"--faults is {faults}; it must be 1 or 2, or say --random for more at once")
+    return Order(kind=Kind.SINGLES if faults == 1 else Kind.PAIRS)
+
+
+def simulated(spec: Spec) -> Spec:
+    return attrs.evolve(spec, board=attrs.evolve(spec.board, memory_mb=MEMORY_MB))
+
+
+def foundry(real_machine: bool) -> Foundry:
+    return RealMachines() if real_machine else LightMachines()
+
+
+def _teller(path: Path | None, begun: float) -> Callable[[Campaign, int], None]:
+    """Saves the campaign, and says now and then how far it is."""
+    told = begun
+    first_chunk = first_schedules = -1
+
+    def after_chunk(campaign: Campaign, total: int) -> None:
+        nonlocal told, first_chunk, first_schedules
+        if first_chunk < 0:
+            first_chunk, first_schedules = campaign.chunks_done - 1, campaign.schedules
+        now = time.monotonic()
+        is_last = campaign.chunks_done == total
+        if not is_last and now - told < TOLD_EVERY_S:
+            return
+        told = now
+        if path is not None:
+            campaign.save(path)
+        elapsed_s = now - begun
+        left_s = (total - campaign.chunks_done) * elapsed_s / (campaign.chunks_done - first_chunk)
+        rate = (campaign.schedules - first_schedules) / elapsed_s
+        print(
+            f"{campaign.chunks_done:,} of {total:,} parts, {campaign.schedules:,} schedules, {rate:,.0f} a second, "
+            f"{len(campaign.violations)} violations; {left_s:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return after_chunk
+
+
+def _leave_plans(violations: list[Found], out: Path, spec: Path) -> list[tuple[Found, Path]]:
+    left = []
+    for number, found in enumerate(violations, 1):
+        path = out / f"violation-{number:04}.toml"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text(write_plan(attrs.evolve(found.plan, spec=str(spec.resolve()))))
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
+        left.append((found, path))
+    return left
+
+
+def _print(document: dict[str, Any]) -> None:
+    print_line(f"{document['schedules']:,} schedules, {document['per_second']:,.0f} a second")
+    print_table(("outcome", "schedules "), [(name, f"{count:,}") for name, count in document["outcomes"].items()])
+    print_line(f"{len(document['violations'])} violations")
+    for violation in document["violations"]:
+        print_line(f"{violation['check']}: {violation['message']}", under=4)
+        print_line(f"    migrate replay {violation['plan']}")
+
+
+def replay(
+    plan: Path,
+    /,
+    *,
+    spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
+    real_machine: RealMachine = False,
+    api_version: ApiVersion = None,
+    json: Json = False,
+) -> int:
+    """Run one plan of faults again, in simulation, and show everything that happens.
+
+    Parameters
+    ----------
+    plan
+        TOML file: what goes wrong, and when.
+    """
+    try:
+        read_it = read_plan(plan.read_text())
+    except OSError as error:
+        raise BadInput(f"{plan}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{plan}: byte {error.start} is not UTF-8") from error
+    except PlanError as error:
+        raise BadInput(f"{plan}: {error}") from error
+    file = spec or (Path(read_it.spec) if read_it.spec else None)
+    if file is None:
+        raise BadInput(f"{plan} names no spec; say --spec FILE")
+    experiment = Experiment(spec=simulated(read(file, api_version).spec), foundry=foundry(real_machine))
+    tried = experiment.run(read_it)
+    violations = [attrs.asdict(violation) for violation in tried.violations]
+    if json:
+        print_json(
+            {
+                "owner": tried.owner,
+                "outcome": tried.outcome,
+                "published": list(tried.published),
+                "faults_fired": tried.fired,
+                "violations": violations,
+                "trace": list(experiment.trace(read_it)),
+            }
+        )
+    else:
+        for line in experiment.trace(read_it):
+            print_line(line, under=16)
+        print_line(f"{tried.outcome}; {tried.fired} of {len(read_it.faults)} faults struck")
+        for violation in violations:
+            print_line(f"{violation['check']}: {violation['message']}", under=4)
+    return ExitCode.AUDIT_VIOLATED if violations else ExitCode.DONE

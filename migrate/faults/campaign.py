@@ -1,0 +1,240 @@
+"""A campaign: very many plans, over all cores, that can be stopped and gone on with.
+
+The work is cut into chunks in a fixed order: some single plans, all pairs that begin with one fault, or some seeds.
+Each chunk is tried in one go by some process, and results are taken in the order of the chunks, so what has been done
+is a number, which is written into the campaign's file now and then, with the counts and the violations so far.
+"""
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from migrate.faults.explore import Experiment, Tried, first_faults, pairs_after, random_plan, shrink, single_plans
+from migrate.faults.plan import Plan
+from migrate.faults.toml import read_plan, write_plan
+from migrate.simulation.remembering import remembering
+
+CHUNK_PLANS: Final = 100
+IN_FLIGHT: Final = 4
+"""Chunks for each worker that are asked for ahead."""
+SHRUNK_MAX: Final = 20
+"""Violations that are made smaller; of the others, the plan as it was is kept."""
+
+
+class CampaignError(ValueError):
+    """A campaign file that is not this campaign's, or none at all."""
+
+
+class Kind(StrEnum):
+    SINGLES = "singles"
+    PAIRS = "pairs"
+    RANDOM = "random"
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """What is to be tried; of a random campaign from `seed` on, `random` plans."""
+
+    kind: Kind
+    seed: int = 0
+    random: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """A violation, and the smallest plan that was found to bring it about."""
+
+    plan: Plan
+    check: str
+    message: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"plan": write_plan(self.plan), "check": self.check, "message": self.message}
+
+
+@attrs.frozen(kw_only=True)
+class Chunk:
+    """What came of one piece of the work."""
+
+    schedules: int
+    outcomes: Counter[str]
+    violating: tuple[Tried, ...]
+
+
+@attrs.define(kw_only=True)
+class Campaign:
+    """What has been done of an order."""
+
+    order: Order
+    chunks_done: int = 0
+    schedules: int = 0
+    outcomes: Counter[str] = attrs.field(factory=Counter)
+    violations: list[Found] = attrs.field(factory=list)
+
+    def add(self, chunk: Chunk) -> None:
+        self.chunks_done += 1
+        self.schedules += chunk.schedules
+        self.outcomes.update(chunk.outcomes)
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all: whoever is interrupted finds what was there before."""
+        document = {
+            "order": attrs.asdict(self.order),
+            "chunks_done": self.chunks_done,
+            "schedules": self.schedules,
+            "outcomes": dict(sorted(self.outcomes.items())),
+            "violations": [found.as_json() for found in self.violations],
+        }
+        fresh = path.with_suffix(path.suffix + ".new")
+        fresh.write_text(json.dumps(document, indent=2) + "\n")
+        fresh.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, order: Order) -> "Campaign":
+        """What the file says of this order; a campaign not yet begun if there is no file.
+
+        Raises:
+            CampaignError: it is another order's, or no campaign file.
+        """
+        if not path.exists():
+            return cls(order=order)
+        try:
+            document = json.loads(path.read_text())
+            there = Order(**{**document["order"], "kind": Kind(document["order"]["kind"])})
+            violations = [
+                Found(plan=read_plan(found["plan"]), check=found["check"], message=found["message"])
+                for found in document["violations"]
+            ]
+            campaign = cls(
+                order=there,
+                chunks_done=document["chunks_done"],
+                schedules=document["schedules"],
+                outcomes=Counter(document["outcomes"]),
+                violations=violations,
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CampaignError(f"{path} is no campaign file: {error}") from None
+        if there != order:
+            raise CampaignError(f"{path} holds another campaign ({there.kind}); give another file, or remove it")
+        return campaign
+
+
+# In a worker
+
+_experiments: list[Experiment] = []
+_lasting: Final = ExitStack()
+
+
+def prepare_worker(experiment: Experiment) -> None:
+    """Once in each process: what is remembered lives as long as it does."""
+    _lasting.enter_context(remembering())
+    _experiments[:] = [experiment]
+    experiment.run(Plan(faults=()))
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not looked at again and again
+    gc.set_threshold(50_000, 20, 100)
+
+
+@cache
+def _singles() -> list[Plan]:
+    return list(single_plans(_experiments[0]))
+
+
+@cache
+def _firsts() -> list[Any]:
+    return first_faults(_experiments[0])
+
+
+def plans_of(order: Order, number: int) -> Iterator[Plan]:
+    """The plans of the chunk with that number."""
+    first = number * CHUNK_PLANS
+    match order.kind:
+        case Kind.SINGLES:
+            yield from _singles()[first : first + CHUNK_PLANS]
+        case Kind.PAIRS:
+            yield from pairs_after(_experiments[0], _firsts()[number])
+        case Kind.RANDOM:
+            last = min(first + CHUNK_PLANS, order.random)
+            yield from (random_plan(order.seed + index) for index in range(first, last))
+
+
+def chunks_of(order: Order) -> int:
+    match order.kind:
+        case Kind.SINGLES:
+            return -(-len(_singles()) // CHUNK_PLANS)
+        case Kind.PAIRS:
+            return len(_firsts())
+        case Kind.RANDOM:
+            return -(-order.random // CHUNK_PLANS)
+
+
+def try_chunk(order: Order, number: int) -> Chunk:
+    """Run in a worker that was prepared."""
+    outcomes: Counter[str] = Counter()
+    violating = []
+    schedules = 0
+    for plan in plans_of(order, number):
+        tried = _experiments[0].run(plan)
+        schedules += 1
+        outcomes[tried.outcome] += 1
+        if tried.violations:
+            violating.append(tried)
+    return Chunk(schedules=schedules, outcomes=outcomes, violating=tuple(violating))
+
+
+# In charge
+
+
+@contextmanager
+def workers(experiment: Experiment, number: int) -> Iterator[Executor]:
+    """Processes that are ready to try chunks; this one is prepared as well."""
+    prepare_worker(experiment)
+    with ProcessPoolExecutor(number, initializer=prepare_worker, initargs=(experiment,)) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def carry_on(
+    campaign: Campaign,
+    experiment: Experiment,
+    executor: Executor,
+    *,
+    ahead: int,
+    after_chunk: Callable[[Campaign, int], None],
+) -> None:
+    """Do what is left of the campaign; `after_chunk` is told after each chunk how many there are in all."""
+    total = chunks_of(campaign.order)
+    numbers = iter(range(campaign.chunks_done, total))
+    waiting = [executor.submit(try_chunk, campaign.order, number) for number in islice(numbers, ahead * IN_FLIGHT)]
+    while waiting:
+        chunk = waiting.pop(0).result()
+        waiting += [executor.submit(try_chunk, campaign.order, number) for number in islice(numbers, 1)]
+        campaign.add(chunk)
+        for tried in chunk.violating:
+            campaign.violations += _found(tried, experiment, smaller=len(campaign.violations) < SHRUNK_MAX)
+        after_chunk(campaign, total)
+
+
+def _found(tried: Tried, experiment: Experiment, *, smaller: bool) -> Iterator[Found]:
+    """One for each check that was violated, with the smallest plan for it."""
+    by_check = {violation.check: violation for violation in reversed(tried.violations)}
+    for check, violation in by_check.items():
+
+        def violates(plan: Plan, check: str = check) -> bool:
+            return any(found.check == check for found in experiment.run(plan).violations)
+
+        plan = shrink(tried.plan, violates) if smaller else tried.plan
+        yield Found(plan=plan, check=check, message=violation.message)

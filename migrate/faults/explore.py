@@ -1,0 +1,306 @@
+"""Tries plans: all single faults, all pairs, or random ones; and makes a plan that violates an audit smaller.
+
+Where a fault can strike is found by running: everything that passes in an undisturbed migration is a place for a single
+fault, and everything that passes after a fault has struck is a place for the second of a pair.  So a pair whose second
+fault could not strike is never run, and places that only come up after a failure, such as a retry or the settling, are
+found all the same.
+
+A run is a function of its plan, so a campaign is the list of its plans in a fixed order; what has been done of it is a
+number.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from random import Random
+from typing import Final
+
+import attrs
+
+from migrate.faults.injection import Injector, Key, trigger_of
+from migrate.faults.plan import (
+    MESSAGE_NAMES,
+    PHASES,
+    SENDERS,
+    Action,
+    AtByte,
+    AtMessage,
+    AtTime,
+    AtWrite,
+    ClockJump,
+    Cut,
+    DiskFull,
+    Duplicate,
+    End,
+    ExportFailure,
+    Fault,
+    FlipBit,
+    Freeze,
+    HalfOpen,
+    ImportFailure,
+    InPhase,
+    Kill,
+    Moment,
+    OneWay,
+    Plan,
+    PowerLoss,
+    Reset,
+    Slice,
+    Stall,
+    SyncError,
+    Throttle,
+    Trigger,
+    Truncate,
+)
+from migrate.protocol.messages import Role
+from migrate.simulation.audits import Violation
+from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.world import World
+from sim_vmm.spec import Spec
+
+NODE_ACTIONS: Final[tuple[Action, ...]] = tuple(
+    action
+    for side in Role
+    for action in (
+        Kill(side=side),
+        Kill(side=side, restart_s=None),
+        PowerLoss(side=side),
+        Freeze(side=side),
+    )
+)
+LINK_ACTIONS: Final[tuple[Action, ...]] = (
+    Cut(),
+    Cut(for_s=1000.0),
+    End(),
+    Reset(),
+    HalfOpen(),
+    OneWay(side=Role.SOURCE),
+    OneWay(side=Role.TARGET),
+    Stall(side=Role.SOURCE),
+    Stall(side=Role.TARGET),
+    Throttle(),
+)
+DATA: Final[tuple[Action, ...]] = (
+    *(FlipBit(bit=bit) for bit in (0, 70, 420, -60, -1)),
+    Truncate(),
+    Slice(),
+    Duplicate(),
+)
+STATE_ACTIONS: Final[tuple[Action, ...]] = (
+    ExportFailure(),
+    ExportFailure(times=9),
+    ImportFailure(),
+    ImportFailure(times=9),
+    ClockJump(side=Role.SOURCE),
+    ClockJump(side=Role.TARGET, seconds=-3600.0),
+)
+DISK_ACTIONS: Final[tuple[Action, ...]] = tuple(
+    action
+    for side in Role
+    for action in (
+        DiskFull(side=side),
+        DiskFull(side=side, times=99),
+        SyncError(side=side),
+        SyncError(side=side, times=3),
+    )
+)
+
+PAIR_ACTIONS: Final[tuple[Action, ...]] = (
+    Kill(side=Role.SOURCE),
+    Kill(side=Role.TARGET),
+    PowerLoss(side=Role.SOURCE),
+    PowerLoss(side=Role.TARGET),
+    Reset(),
+    End(),
+)
+"""For pairs: what ends a process or a connection.  The rest of the actions are variations, and pairs multiply."""
+PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
+    *(Kill(side=side) for side in Role),
+    *(PowerLoss(side=side) for side in Role),
+    *(DiskFull(side=side) for side in Role),
+    Reset(),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Tried:
+    """What came of one plan."""
+
+    plan: Plan
+    owner: str
+    published: tuple[str, ...]
+    fired: int
+    violations: tuple[Violation, ...]
+    passed: tuple[tuple[Key, int], ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """For the counts: who has the machine, and what the target's last word was."""
+        last = next((word for word in reversed(self.published) if word.startswith("target")), "target: nothing")
+        return f"{self.owner} has it; {last}"
+
+
+@attrs.frozen(kw_only=True)
+class Experiment:
+    """The migration that is disturbed."""
+
+    spec: Spec
+    foundry: Foundry = attrs.field(factory=LightMachines)
+
+    def world(self, injector: Injector, *, traced: bool = False) -> World:
+        return World(spec=self.spec, foundry=self.foundry, hooks=injector, traced=traced)
+
+    def run(self, plan: Plan, *, noting: bool = False) -> Tried:
+        """With `noting`, also what passed after the last fault."""
+        injector = Injector(plan, passed=[] if noting else None)
+        with self.world(injector) as world:
+            result = world.run()
+        return Tried(
+            plan=plan,
+            owner=result.owner,
+            published=result.published,
+            fired=len(injector.fired),
+            violations=result.violations,
+            passed=tuple(injector.passed or ()),
+        )
+
+    def trace(self, plan: Plan) -> tuple[str, ...]:
+        with self.world(Injector(plan), traced=True) as world:
+            return world.run().trace
+
+
+# Which plans there are
+
+
+def faults_at(key: Key, number: int) -> Iterator[Fault]:
+    """Every single fault that can strike where this passes."""
+    trigger = trigger_of(key, number)
+    for action in _actions_at(trigger):
+        yield Fault(when=trigger, do=action)
+
+
+def _actions_at(trigger: Trigger) -> Iterable[Action]:
+    match trigger:
+        case AtMessage(moment=Moment.BEFORE):
+            return chain(LINK_ACTIONS, NODE_ACTIONS, DATA)
+        case AtMessage():
+            return chain(LINK_ACTIONS, NODE_ACTIONS)
+        case AtWrite(moment=Moment.BEFORE):
+            return chain(NODE_ACTIONS, DISK_ACTIONS, (Cut(), Reset()))
+        case AtWrite():
+            return chain(NODE_ACTIONS, (Cut(), Reset()))
+        case InPhase():
+            return chain(NODE_ACTIONS, DISK_ACTIONS, STATE_ACTIONS)
+        case _:
+            return ()
+
+
+def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
+    """The faults that pairs are made of: at what is said, received and written."""
+    trigger = trigger_of(key, number)
+    match trigger:
+        case AtWrite(moment=Moment.BEFORE):
+            actions = PAIR_DISK_ACTIONS
+        case AtMessage(moment=Moment.BEFORE | Moment.RECEIVED) | AtWrite():
+            actions = PAIR_ACTIONS
+        case _:
+            actions = ()
+    for action in actions:
+        yield Fault(when=trigger, do=action)
+
+
+def single_plans(experiment: Experiment) -> Iterator[Plan]:
+    passed = experiment.run(Plan(faults=()), noting=True).passed
+    for key, number in passed:
+        for fault in faults_at(key, number):
+            yield Plan(faults=(fault,))
+
+
+def first_faults(experiment: Experiment) -> list[Fault]:
+    """The first faults of all pairs."""
+    passed = experiment.run(Plan(faults=()), noting=True).passed
+    return [fault for key, number in passed for fault in pair_faults_at(key, number)]
+
+
+def pairs_after(experiment: Experiment, first: Fault) -> Iterator[Plan]:
+    """All pairs that begin with this fault: the second strikes at something that passes after it."""
+    tried = experiment.run(Plan(faults=(first,)), noting=True)
+    for key, number in tried.passed:
+        for second in pair_faults_at(key, number):
+            yield Plan(faults=(first, second))
+
+
+def random_plan(seed: int) -> Plan:
+    """Up to five faults at places and of kinds that follow from `seed` alone."""
+    random = Random(seed)
+    faults: list[Fault] = []
+    count = random.randint(1, 5)
+    while len(faults) < count:
+        trigger = _random_trigger(random)
+        actions = list(_actions_at(trigger)) or [*LINK_ACTIONS, *NODE_ACTIONS, *DISK_ACTIONS, *STATE_ACTIONS]
+        if isinstance(trigger, AtByte):
+            actions = [*LINK_ACTIONS, *DATA]
+        action = random.choice(actions)
+        if isinstance(action, FlipBit):
+            action = FlipBit(bit=random.randrange(1 << 20))
+        faults.append(Fault(when=trigger, do=action))
+    return Plan(faults=tuple(faults), seed=seed)
+
+
+def _random_trigger(random: Random) -> Trigger:
+    side = random.choice(list(Role))
+    match random.randrange(5):
+        case 0 | 1:
+            message = random.choice(MESSAGE_NAMES)
+            return AtMessage(
+                message=message,
+                side=Role(random.choice(SENDERS[message])),
+                number=random.choice((1, 1, 1, 2, 3)),
+                moment=random.choice(list(Moment)),
+            )
+        case 2:
+            moment = random.choice((Moment.BEFORE, Moment.AFTER))
+            return AtWrite(side=side, number=random.choice((1, 1, 2, 3)), moment=moment)
+        case 3:
+            if random.random() < 0.5:
+                return AtByte(side=side, byte=random.randint(1, 160_000 if side is Role.SOURCE else 800))
+            return InPhase(phase=random.choice(PHASES), side=side, number=random.choice((1, 1, 2)))
+        case _:
+            return AtTime(seconds=round(random.random() * random.choice((0.006, 0.006, 5.0)), 6))
+
+
+# Making a plan smaller
+
+
+def shrink(plan: Plan, violates: Callable[[Plan], bool]) -> Plan:
+    """The smallest plan found that still violates: without a fault, or with a plainer one in its place."""
+    shrunk = True
+    while shrunk:
+        shrunk = False
+        for smaller in _smaller(plan):
+            if violates(smaller):
+                plan, shrunk = smaller, True
+                break
+    return plan
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    for index in range(len(plan.faults)):
+        yield attrs.evolve(plan, faults=plan.faults[:index] + plan.faults[index + 1 :])
+    for index, fault in enumerate(plan.faults):
+        for plainer in _plainer(fault):
+            yield attrs.evolve(plan, faults=(*plan.faults[:index], plainer, *plan.faults[index + 1 :]))
+
+
+PLAINER: Final[tuple[type[Action], ...]] = (Reset, End, HalfOpen, Cut, Kill, PowerLoss, Freeze)
+"""From the plainest on: what strikes is replaced by something that stands before it here, if that violates too."""
+
+
+def _plainer(fault: Fault) -> Iterator[Fault]:
+    kind = type(fault.do)
+    rank = PLAINER.index(kind) if kind in PLAINER else len(PLAINER)
+    if rank > 0:
+        yield Fault(when=fault.when, do=Reset())
+    if rank > PLAINER.index(Kill):
+        yield from (Fault(when=fault.when, do=Kill(side=side)) for side in Role)
+    if isinstance(fault.do, Kill | PowerLoss) and fault.do.restart_s is None:
+        yield Fault(when=fault.when, do=attrs.evolve(fault.do, restart_s=1.0))

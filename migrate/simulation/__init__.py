@@ -1,0 +1,1 @@
+"""The ports of the engines in virtual time, and everything round them: two nodes, a network, disks that fail."""

@@ -1,0 +1,49 @@
+"""Where a fault may strike: everything that happens in a simulated world passes here first.
+
+A hook returns to let the world go on.  It may also change what goes out, act on the world (cut a connection, kill a
+node), or raise: a `MigrationError` where the operation is to fail, `Killed` if it has just killed whoever called.
+"""
+
+from typing import TYPE_CHECKING
+
+from migrate.protocol.messages import Message, Role
+
+if TYPE_CHECKING:
+    from migrate.simulation.network import SimulatedLink
+    from migrate.simulation.node import Life
+    from migrate.simulation.world import World
+
+
+class Hooks:
+    """Does nothing, and is told everything."""
+
+    def begin(self, world: "World") -> None:
+        """The run is about to begin."""
+
+    def sending(self, link: "SimulatedLink", message: Message, data: bytes) -> bytes:
+        """`link` is about to send `data`, which encodes `message`, and guest RAM if it announces any."""
+        return data
+
+    def sent(self, link: "SimulatedLink", message: Message) -> None:
+        """It is in the hands of the network."""
+
+    def received(self, link: "SimulatedLink", message: Message) -> None:
+        """The engine is about to see `message`."""
+
+    def entering(self, life: "Life", side: Role, phase: str) -> None:
+        """An engine enters a phase of an attempt."""
+
+    def writing(self, life: "Life") -> None:
+        """A record is about to be written."""
+
+    def written(self, life: "Life") -> None:
+        """It is durable, and nobody knows yet."""
+
+    def exporting(self, life: "Life") -> None:
+        """The devices of a paused machine are about to be exported."""
+
+    def importing(self, life: "Life") -> None:
+        """Device state is about to be imported."""
+
+
+NO_FAULTS = Hooks()

@@ -1,0 +1,307 @@
+"""Machines for a simulated world, made in two ways, and the program that runs in them.
+
+`RealMachines` makes emulated machines as the daemons do.  `LightMachines` makes machines that have real RAM with real
+dirty tracking, a real clock, console and table of states, and devices of one payload each that nobody can drive: what a
+migration sees of a machine is all there, and making one takes a fraction of the time.  Both answer the same calls, so
+the engines cannot tell.
+
+The program is the same in both.  All that it knows is in RAM: how often the machine was set going anywhere (its run
+number, which whoever sets it going writes there), how many steps it has done, and of each page of a working set which
+step wrote it last.  So a page that was forgotten, or an image older than the last run, can be seen in RAM alone.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Final, Protocol, cast
+
+import attrs
+import numpy as np
+
+from sim_vmm.birth import Birth
+from sim_vmm.clock import GuestClock, HostClock
+from sim_vmm.console import ConsoleHistory
+from sim_vmm.devices.errors import DeviceTwice, PayloadMissing, UnknownDevice
+from sim_vmm.devices.failure_injector import InjectionCounters
+from sim_vmm.devices.places import Place
+from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
+from sim_vmm.machine import MIB, Choose, DeviceState, Machine, newest
+from sim_vmm.memory import PAGE_SIZE, GuestMemory
+from sim_vmm.payloads import InMemoryBlockBackendV1, Payload, Uart16550V1, VcpuRunstateV1
+from sim_vmm.snapshot import nonzero_pages
+from sim_vmm.spec import Spec
+
+STATE_PAGE: Final = 1
+WORKING_SET: Final = range(2, 10)
+USED_BYTES: Final = 10 * PAGE_SIZE
+"""All content of RAM lies below; that nothing ever lies above is looked at when all is over."""
+_STATE: Final = struct.Struct("<QQQ")
+_MAGIC: Final = int.from_bytes(b"rehearse", "little")
+
+
+class Foundry(Protocol):
+    """Makes machines."""
+
+    def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
+        """A machine that does not run; with `ram`, its RAM has the content of that."""
+
+
+@attrs.frozen
+class RealMachines:
+    """Emulated machines, with every device that the spec asks for."""
+
+    def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
+        memory = memory_of(spec, ram)
+        return Machine.create(spec, host_clock=clock, counters=InjectionCounters(), birth=birth, memory=memory)
+
+
+@attrs.frozen
+class LightMachines:
+    """See the module: the real machine's face, and devices that only have a state."""
+
+    def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
+        return cast(Machine, LightMachine(spec, birth, memory_of(spec, ram), clock))
+
+
+def memory_of(spec: Spec, ram: GuestMemory | None) -> GuestMemory:
+    """RAM for a machine of `spec`; what it finds in `ram` is dirty, as of a file that is opened."""
+    memory = GuestMemory.create(spec.board.memory_mb * MIB)
+    if ram is not None:
+        for data in ram.data_ranges():
+            memory.view[data.start : data.stop] = ram.view[data.start : data.stop]
+        memory.mark_dirty(content_pages(memory))
+    return memory
+
+
+def content_pages(memory: GuestMemory) -> Any:
+    """The pages that are not all zero, ascending: what the target of a new attempt would lack."""
+    pieces = [
+        np.flatnonzero(nonzero_pages(memory.pages[data.start // PAGE_SIZE : data.stop // PAGE_SIZE]))
+        + data.start // PAGE_SIZE
+        for data in memory.data_ranges()
+    ]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+
+# The light machine
+
+
+@attrs.define(eq=False)
+class LightDevice:
+    """Has a state, which travels in one payload, and takes another's."""
+
+    key: str
+    state: Payload
+    kind: str = "light"
+    not_migratable: str | None = None
+    born: Payload = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.born = self.state
+
+    def places(self) -> tuple[Place, ...]:
+        return (Place(device=self.key, state=self.state, born=self.born, optional=False),)
+
+    def import_(self, payloads: tuple[Payload, ...]) -> None:
+        schema = self.state.SCHEMA
+        if [payload.SCHEMA for payload in payloads] != [schema]:
+            raise PayloadMissing(self.key, schema.kind, schema.version)
+        (self.state,) = payloads
+
+
+def _uart(scratch: int) -> Uart16550V1:
+    return Uart16550V1(
+        intr_enable=0,
+        intr_status=1,
+        line_ctrl=3,
+        line_status=0x60,
+        modem_ctrl=0,
+        modem_status=0,
+        scratch=scratch,
+        div_low=1,
+        div_high=0,
+        thre_state=False,
+        rx_fifo=b"",
+        tx_fifo=b"",
+    )
+
+
+def _vcpu() -> VcpuRunstateV1:
+    return VcpuRunstateV1(
+        run_state=3,
+        sipi_vector=0,
+        intr_shadow=False,
+        pending_nmi=False,
+        pending_extint=False,
+        pending_exception=0,
+        pending_intinfo=0,
+    )
+
+
+class LightMachine:
+    """See the module; the calls are those of `sim_vmm.machine.Machine`, with the same meaning."""
+
+    def __init__(self, spec: Spec, birth: Birth, memory: GuestMemory, clock: HostClock) -> None:
+        self.spec, self.birth, self.memory = spec, birth, memory
+        self.clock = GuestClock(clock)
+        self.console = ConsoleHistory()
+        self.state = MachineState.CREATING
+        self.failure: str | None = None
+        self.storage = SimpleNamespace(lost_on_migration=lambda: (), fence=None)
+        states: dict[str, Payload] = {
+            "com1": _uart(0),
+            "com2": _uart(0),
+            "disk": InMemoryBlockBackendV1(b"block"),
+            "vcpu-0": _vcpu(),
+            "vcpu-1": _vcpu(),
+        }
+        self.devices = MappingProxyType({key: LightDevice(key, state) for key, state in states.items()})
+
+    def start(self) -> None:
+        self._advance(Verb.START)
+
+    def receive(self) -> None:
+        self._advance(Verb.RECEIVE)
+
+    def pause(self) -> None:
+        self._advance(Verb.PAUSE)
+
+    def resume(self) -> None:
+        self._advance(Verb.RESUME)
+
+    def stop(self) -> None:
+        self._advance(Verb.STOP)
+
+    def poll(self) -> None:
+        """Its devices have nothing to do."""
+
+    def obstacles(self) -> tuple[()]:
+        return ()
+
+    def preflight(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        return tuple(self._export(choose))
+
+    def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        if self.state is not MachineState.PAUSED:
+            raise IllegalTransition(self.state, "export the devices of", (MachineState.PAUSED,))
+        return tuple(self._export(choose))
+
+    def import_devices(self, states: Iterable[DeviceState]) -> None:
+        left = dict(self.devices)
+        for state in states:
+            if state.key not in self.devices:
+                raise UnknownDevice(state.key)
+            if state.key not in left:
+                raise DeviceTwice(state.key)
+            left.pop(state.key).import_(state.payloads)
+        for device in left.values():
+            device.import_(())
+
+    def close(self) -> None:
+        self.memory.close()
+
+    def _export(self, choose: Choose) -> Iterator[DeviceState]:
+        for device in self.devices.values():
+            if choose is newest:
+                yield DeviceState(device.key, (device.state,))
+                continue
+            payloads = (place.express(choose(place)) for place in device.places())
+            yield DeviceState(device.key, tuple(payload for payload in payloads if payload is not None))
+
+    def _advance(self, verb: Verb) -> None:
+        move = (self.state, verb)
+        if move not in NEXT:
+            raise IllegalTransition(self.state, verb, tuple(state for state, asked in NEXT if asked is verb))
+        self.state = NEXT[move]
+
+
+# The program
+
+
+def boot(machine: Machine) -> None:
+    """The program begins: once, at the birth of a machine and whenever it starts from its disks."""
+    for page in WORKING_SET[::2]:
+        _write_two(machine, page, _STATE.pack(0, page, _MAGIC))
+    _store(machine, 0, 0)
+    machine.console.append(b"booted\n")
+
+
+def step(machine: Machine) -> None:
+    """Write the number of the step to two pages of the working set, and now and then a line."""
+    run, steps = _load(machine)
+    steps += 1
+    page = WORKING_SET[steps * 2 % len(WORKING_SET)]
+    _write_two(machine, page, _STATE.pack(steps, page, run))
+    _store(machine, run, steps)
+    if steps % 4 == 0:
+        machine.console.append(b"step %d\n" % steps)
+        _work_devices(machine, steps)
+
+
+def _write_two(machine: Machine, page: int, stamp: bytes) -> None:
+    """The end of `page`, and the beginning of the next."""
+    machine.memory.write((page + 1) * PAGE_SIZE - len(stamp), stamp + stamp)
+
+
+def _work_devices(machine: Machine, steps: int) -> None:
+    """The devices of a light machine have a state that changes; those of a real one are left to its own guests."""
+    com2: object = machine.devices.get("com2")
+    if isinstance(com2, LightDevice):
+        com2.state = _uart(steps % 256)
+
+
+def run_number(machine: Machine) -> int:
+    """How often the machine had been set going when its RAM was as it is."""
+    return _load(machine)[0]
+
+
+def note_run(machine: Machine, run: int) -> None:
+    """The machine is set going for the `run`-th time."""
+    _store(machine, run, _load(machine)[1])
+
+
+def _load(machine: Machine) -> tuple[int, int]:
+    run, steps, magic = _STATE.unpack(machine.memory.read(STATE_PAGE * PAGE_SIZE, _STATE.size))
+    assert magic == _MAGIC, "the program was booted in this machine"
+    return run, steps
+
+
+def _store(machine: Machine, run: int, steps: int) -> None:
+    machine.memory.write(STATE_PAGE * PAGE_SIZE, _STATE.pack(run, steps, _MAGIC))
+
+
+@attrs.frozen
+class Facts:
+    """What must be the same wherever the machine goes on: content of RAM, state of the devices, console; and time."""
+
+    ram: bytes
+    devices: tuple[DeviceState, ...]
+    console: Any
+    uptime_ns: int = attrs.field(eq=False)
+
+    @classmethod
+    def of(cls, machine: Machine) -> "Facts":
+        return cls(
+            bytes(machine.memory.view[:USED_BYTES]),
+            machine.preflight(),
+            machine.console.export(),
+            machine.clock.uptime_ns(),
+        )
+
+    def differences(self, other: "Facts") -> list[str]:
+        """What is not the same in `other`, which is later; empty if all is."""
+        found = ["the guest's clock, which went back"] if other.uptime_ns < self.uptime_ns else []
+        if self == other:
+            return found
+        pages = [
+            first // PAGE_SIZE
+            for first in range(0, USED_BYTES, PAGE_SIZE)
+            if self.ram[first : first + PAGE_SIZE] != other.ram[first : first + PAGE_SIZE]
+        ]
+        found += [f"RAM pages {pages}"] if pages else []
+        found += [
+            f"device {mine.key!r}" for mine, theirs in zip(self.devices, other.devices, strict=True) if mine != theirs
+        ]
+        if self.console != other.console:
+            found.append("the console")
+        return found

@@ -1,0 +1,278 @@
+"""A node: its disk, and the process that lives on it, until it dies and another one is started.
+
+A process (`Life`) has the ports that an engine awaits beside its link: the guest, the hypervisor, the journal, the
+clock, the observer.  Each first asks whether its process is still alive, so a dead one changes nothing more, whatever
+its coroutines still try on their way out.
+
+The guest takes some steps whenever its process does something, as it would between any two instructions of a daemon:
+busily at the beginning of an attempt, so that there are two rounds of RAM, and slowly then.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from migrate.engine.image import PauseImage
+from migrate.errors import MigrationError
+from migrate.protocol.messages import Role
+from migrate.simulation.disk import Disk, KeptImage, SimulatedJournal
+from migrate.simulation.machines import boot, step
+from migrate.simulation.scheduler import NS_PER_S, Killed
+from sim_vmm.birth import Birth
+from sim_vmm.lifecycle import MachineState
+from sim_vmm.machine import Choose, DeviceState, Machine, newest
+from sim_vmm.spec import Spec
+
+if TYPE_CHECKING:
+    from migrate.simulation.world import World
+
+BUSY_STEPS: Final = 12
+STEPS_AT_ONCE: Final = 2
+CALM_STEP_NS: Final = 2_000_000
+WALL_NS: Final = 1_700_000_000 * NS_PER_S
+
+
+class ImageLost(MigrationError):
+    """The image of a paused machine cannot be trusted any more: it must not be resumed."""
+
+
+@attrs.define(eq=False)
+class Node:
+    """`role` is what its process is started as; `clock_offset_ns` is how far its clocks are from the world's."""
+
+    name: str
+    role: Role
+    world: "World"
+    disk: Disk = attrs.field(factory=Disk)
+    clock_offset_ns: int = 0
+    wall_offset_ns: int = 0
+    lives: int = 0
+    life: "Life | None" = None
+
+    def begin(self) -> "Life":
+        """A new process, which has done nothing yet."""
+        self.lives += 1
+        self.life = Life(self, self.world)
+        return self.life
+
+    def end(self, *, power: bool) -> None:
+        """Kill -9, or with `power` the loss of it."""
+        life, self.life = self.life, None
+        if life is not None:
+            life.alive = False
+            life.forget_running()
+        if power:
+            self.disk.lose_power()
+        else:
+            self.disk.outlive_process()
+
+
+@attrs.define(eq=False)
+class HostClocks:
+    """The clocks of a node's host, as its machines read them."""
+
+    node: Node
+
+    def monotonic_ns(self) -> int:
+        return self.node.world.scheduler.now_ns + self.node.clock_offset_ns
+
+    def wall_ns(self) -> int:
+        return WALL_NS + self.node.world.scheduler.now_ns + self.node.wall_offset_ns
+
+
+@attrs.define(eq=False)
+class Life:
+    """One process of a node.  `machine` is the one that is here, running or not."""
+
+    node: Node
+    world: "World"
+    alive: bool = True
+    guest: "SimulatedGuest | None" = None
+    machine: Machine | None = None
+    journal: SimulatedJournal = attrs.field(init=False)
+    side: Role = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.journal = SimulatedJournal(self, self.node.disk)
+        self.side = self.node.role
+
+    def check(self) -> None:
+        """Raises Killed if this process is dead."""
+        if not self.alive:
+            raise Killed
+        if self.guest is not None and self.guest.machine.state is MachineState.RUNNING:
+            self.guest.execute()
+
+    def have(self, machine: Machine) -> "SimulatedGuest":
+        """`machine` is the one that is here now."""
+        self.machine = machine
+        self.guest = SimulatedGuest(self, machine)
+        return self.guest
+
+    def make(self, spec: Spec, birth: Birth, kept: KeptImage | None = None) -> Machine:
+        ram = None if kept is None else kept.ram
+        machine = self.world.foundry.make(spec, birth, self.world.host_clock(self.node), ram)
+        self.world.machines.append(machine)
+        self._show_hooks(machine)
+        return machine
+
+    def _show_hooks(self, machine: Machine) -> None:
+        """A failure of a device may be injected where its state is exported or imported."""
+        export, import_, hooks = machine.export_devices, machine.import_devices, self.world.hooks
+
+        def export_devices(choose: Choose = newest) -> tuple[DeviceState, ...]:
+            hooks.exporting(self)
+            return export(choose)
+
+        def import_devices(states: Iterable[DeviceState]) -> None:
+            hooks.importing(self)
+            import_(states)
+
+        machine.export_devices = export_devices  # type: ignore[method-assign]  # of this one machine only
+        machine.import_devices = import_devices  # type: ignore[method-assign]
+
+    def forget_running(self) -> None:
+        if self.machine is not None and self.machine.state is MachineState.RUNNING:
+            self.world.audits.stopped(self.node.name, self.machine)
+
+    # The clock and the observer
+
+    def monotonic_ns(self) -> int:
+        return self.world.scheduler.now_ns + self.node.clock_offset_ns
+
+    async def sleep(self, seconds: float) -> None:
+        self.check()
+        await self.world.scheduler.sleep(round(seconds * NS_PER_S))
+
+    def tell(self, event: str, **facts: Any) -> None:
+        if not self.alive:
+            return
+        self.world.say(self.node.name, lambda: " ".join([event, *(f"{key}={value}" for key, value in facts.items())]))
+        if event == "phase":
+            self.world.hooks.entering(self, self.side, facts["phase"])
+
+    # What a restart finds
+
+    def made_of(self) -> tuple[Spec, Birth]:
+        content = self.node.disk.content
+        assert content.spec is not None, "what the machine is made of is written with its first record"
+        assert content.birth is not None, "its birth as well"
+        return content.spec, content.birth
+
+    def hold_again(self) -> ImageLost | None:
+        """The machine that must not run: with its image, or as one that can only start from its disks, and why."""
+        try:
+            machine = self._restored()
+        except MigrationError as error:
+            self.have(self.make(*self.made_of()))
+            return ImageLost(f"the image of {self.journal.record} is lost: {error}")
+        self.have(machine)
+        return None
+
+    def _restored(self) -> Machine:
+        kept = self.node.disk.content.image
+        if kept is None or kept.generation != self.journal.record.generation:
+            raise ImageLost("there is none")
+        if kept.boot != self.node.disk.boot:
+            raise ImageLost("the host has been booted since")
+        parts = PauseImage.decode(kept.frames)
+        machine = self.make(*self.made_of(), kept)
+        machine.receive()
+        parts.restore(machine, self.world.release)
+        return machine
+
+
+@attrs.define(eq=False)
+class SimulatedGuest:
+    """The machine of a process and whoever makes its vCPUs run; see `migrate.engine.ports.RunningGuest`."""
+
+    life: Life
+    machine: Machine
+    busy_steps: int = BUSY_STEPS
+    _last_step_ns: int = 0
+
+    async def pause(self) -> None:
+        self.life.check()
+        self.life.world.say(self.life.node.name, lambda: "pauses")
+        self.machine.pause()
+        self.life.world.audits.stopped(self.life.node.name, self.machine)
+
+    async def resume(self) -> None:
+        self.life.check()
+        if self.machine.state is MachineState.CREATING:
+            await self.start_over()
+            return
+        if self.machine.state is MachineState.PAUSED:
+            self.machine.resume()
+        elif self.machine.state is MachineState.MIGRATING:
+            self.machine.start()
+        else:
+            return
+        self.life.world.audits.started(self.life.node.name, self.machine, from_image=True)
+
+    async def start_over(self) -> None:
+        self.life.check()
+        if self.machine.state is not MachineState.CREATING:
+            self.machine.stop()
+            self.machine = self.life.machine = self.life.make(self.machine.spec, self.machine.birth)
+        boot(self.machine)
+        self.machine.start()
+        self.life.world.audits.started(self.life.node.name, self.machine, from_image=False)
+
+    async def stop(self) -> None:
+        self.life.check()
+        if self.machine.state is MachineState.RUNNING:
+            await self.pause()
+        if self.machine.state is not MachineState.STOPPED:
+            self.machine.stop()
+
+    def execute(self) -> None:
+        """Take the steps that are due, as the machine is running."""
+        now = self.life.world.scheduler.now_ns
+        if self.busy_steps > 0:
+            self.busy_steps -= STEPS_AT_ONCE
+            for _ in range(STEPS_AT_ONCE):
+                step(self.machine)
+        elif now - self._last_step_ns >= CALM_STEP_NS:
+            step(self.machine)
+        else:
+            return
+        self._last_step_ns = now
+
+
+@attrs.define(eq=False)
+class SimulatedHypervisor:
+    """Makes and runs machines on the target; see `migrate.engine.ports.Hypervisor`."""
+
+    life: Life
+
+    async def create(self, spec: Spec, birth: Birth) -> Machine:
+        self.life.check()
+        machine = self.life.make(spec, birth)
+        self.life.have(machine)
+        return machine
+
+    async def run(self, machine: Machine) -> None:
+        self.life.check()
+        await self._guest(machine).resume()
+
+    async def start_over(self, machine: Machine) -> None:
+        self.life.check()
+        await self._guest(machine).start_over()
+
+    async def discard(self, machine: Machine) -> None:
+        self.life.check()
+        if machine.state is MachineState.RUNNING:
+            self.life.world.audits.stopped(self.life.node.name, machine)
+        if machine.state is not MachineState.STOPPED:
+            machine.stop()
+        if self.life.machine is machine:
+            self.life.machine = self.life.guest = None
+
+    def _guest(self, machine: Machine) -> SimulatedGuest:
+        guest = self.life.guest
+        assert guest is not None, "a machine is here"
+        assert guest.machine is machine, "and it is this one"
+        guest.busy_steps = 0
+        return guest

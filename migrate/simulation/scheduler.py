@@ -1,0 +1,159 @@
+"""Virtual time: runs coroutines one after the other, always in the same order.
+
+A coroutine lets others run by awaiting a `Wait`, and nothing else.  It goes on when the signal that it waits for is
+given, or when its time is up, whichever comes first.  Time passes only while nobody can run: then the clock jumps to
+the earliest timer.  Whatever becomes ready at one instant runs in the order in which it became so, so that nothing
+depends on the real clock, on hashes or on chance.
+
+Every task belongs to an owner, a node.  `kill` ends all of an owner's tasks where they stand, as kill -9 does: what
+they would still do on their way out must fail at the ports, which know that their process is dead (`Killed`).
+`freeze` stops an owner's tasks between two steps, until `thaw`, while time goes on for everybody else.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Final
+
+import attrs
+
+NS_PER_S: Final = 1_000_000_000
+
+
+class Killed(BaseException):
+    """The process that would do this is dead."""
+
+
+class Signal:
+    """Something to wait for; it remembers nothing: only who waits already is woken."""
+
+    __slots__ = ("_scheduler", "_waiting")
+
+    def __init__(self, scheduler: "Scheduler") -> None:
+        self._scheduler = scheduler
+        self._waiting: list[tuple[Task, int]] = []
+
+    def give(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for task, ticket in waiting:
+            self._scheduler.wake(task, ticket, signalled=True)
+
+    def add(self, task: "Task") -> None:
+        self._waiting.append((task, task.ticket))
+
+
+class Wait:
+    """Awaiting this lets others run.  True if `signal` was given, False if it is `until_ns`."""
+
+    __slots__ = ("signal", "until_ns")
+
+    def __init__(self, signal: Signal | None = None, until_ns: int | None = None) -> None:
+        self.signal, self.until_ns = signal, until_ns
+
+    def __await__(self) -> Generator["Wait", bool, bool]:
+        return (yield self)
+
+
+@attrs.define(eq=False)
+class Task:
+    """One coroutine of a node.  `ticket` counts what it has waited for, so that it is woken once for each."""
+
+    owner: str
+    coroutine: Coroutine[Wait, bool, Any]
+    ticket: int = 0
+    done: bool = False
+
+
+@attrs.define
+class Scheduler:
+    """The clock, in ns, and everybody who waits."""
+
+    now_ns: int = 0
+    steps: int = 0
+    _ready: deque[tuple[Task, bool]] = attrs.field(factory=deque)
+    _timers: list[tuple[int, int, Task | None, Any]] = attrs.field(factory=list)
+    _numbers: int = 0
+    _tasks: dict[str, list[Task]] = attrs.field(factory=dict)
+    _frozen: dict[str, list[tuple[Task, bool]]] = attrs.field(factory=dict)
+
+    def spawn(self, owner: str, coroutine: Coroutine[Wait, bool, Any]) -> None:
+        task = Task(owner, coroutine)
+        self._tasks.setdefault(owner, []).append(task)
+        self._ready.append((task, True))
+
+    def at(self, when_ns: int, call: Callable[[], None]) -> None:
+        """Call `call` at that time, or at once if it is over."""
+        self._numbers += 1
+        heapq.heappush(self._timers, (max(when_ns, self.now_ns), self._numbers, None, call))
+
+    async def sleep(self, ns: int) -> None:
+        await Wait(until_ns=self.now_ns + ns)
+
+    def wake(self, task: Task, ticket: int, *, signalled: bool) -> None:
+        """Let `task` go on, if it still waits for what that ticket stood for."""
+        if task.ticket == ticket and not task.done:
+            task.ticket += 1
+            self._ready.append((task, signalled))
+
+    def kill(self, owner: str) -> None:
+        """End the tasks of `owner`.  A task that kills itself has to raise `Killed`."""
+        tasks, self._tasks[owner] = self._tasks.get(owner, []), []
+        self._frozen.pop(owner, None)
+        for task in tasks:
+            if not task.done:
+                task.done = True
+                if not task.coroutine.cr_running:  # type: ignore[attr-defined]  # coroutines of `async def` have it
+                    _close(task.coroutine)
+
+    def freeze(self, owner: str) -> None:
+        self._frozen.setdefault(owner, [])
+
+    def thaw(self, owner: str) -> None:
+        self._ready.extend(self._frozen.pop(owner, ()))
+
+    def run(self, steps_max: int) -> bool:
+        """Run until nobody has anything left to do; False if that takes more than `steps_max` steps."""
+        while self.steps < steps_max:
+            if self._ready:
+                self._step(*self._ready.popleft())
+            elif self._timers:
+                self._fire()
+            else:
+                return True
+        return False
+
+    def _fire(self) -> None:
+        when_ns, _, task, what = heapq.heappop(self._timers)
+        if task is None:
+            self.now_ns = when_ns
+            self.steps += 1
+            what()
+        elif task.ticket == what and not task.done:  # else it was woken before: no time has passed for that
+            self.now_ns = when_ns
+            self.wake(task, what, signalled=False)
+
+    def _step(self, task: Task, signalled: bool) -> None:
+        if task.done:
+            return
+        if task.owner in self._frozen:
+            self._frozen[task.owner].append((task, signalled))
+            return
+        self.steps += 1
+        try:
+            wait = task.coroutine.send(signalled if task.ticket else None)  # type: ignore[arg-type]  # the first send
+        except (StopIteration, Killed):
+            task.done = True
+            return
+        if wait.signal is not None:
+            wait.signal.add(task)
+        if wait.until_ns is not None:
+            self._numbers += 1
+            heapq.heappush(self._timers, (max(wait.until_ns, self.now_ns), self._numbers, task, task.ticket))
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Its process is dead: what it still tries on its way out fails at the first port."""
+    try:
+        coroutine.close()
+    except Killed:
+        return

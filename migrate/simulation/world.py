@@ -1,0 +1,234 @@
+"""A world: two nodes, a network, and one machine that is to move from the one to the other.
+
+    1.  The machine is born on the source, with a guest that writes memory.  The target comes for it.
+    2.  Whatever is to go wrong goes wrong; what lives goes on by itself, as daemons do.
+    3.  At `CALM_NS` everything is well again: the network carries, disks work, dead nodes are started.
+    4.  When nobody has anything left to do, the audits conclude.
+
+A run is a function of the hooks that it was given and of nothing else: no real clock, no thread, no chance.  With
+`traced`, every line of what happened is kept; its hash is the same in any process.
+"""
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Self
+from uuid import UUID
+
+import attrs
+
+from migrate.engine.attempt import Attempt
+from migrate.engine.handoff import Holding, Record
+from migrate.engine.policy import PrecopyPolicy
+from migrate.errors import MigrationError, TransportLost
+from migrate.protocol.deadlines import Deadlines
+from migrate.protocol.messages import Role
+from migrate.releases import NEWEST, Release, builtin_releases
+from migrate.simulation.audits import AT_REST, NO_BUG, Audits, Violation
+from migrate.simulation.daemons import SourceDaemon, daemon_of
+from migrate.simulation.hooks import NO_FAULTS, Hooks
+from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.network import Network, SimulatedLink, Speed
+from migrate.simulation.node import HostClocks, Life, Node
+from migrate.simulation.scheduler import NS_PER_S, Scheduler
+from sim_vmm.machine import Machine
+from sim_vmm.spec import Spec
+
+VM_ID: Final = UUID(int=0x5EED)
+CALM_NS: Final = 105 * NS_PER_S
+STEPS_MAX: Final = 20_000
+SOURCE, TARGET = "rack-3", "rack-7"
+DOWNTIME_LIMIT_MS: Final = 0.02
+"""Five pages at 1 GB/s: more than a calm guest dirties in a round, and less than a busy one does."""
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """What came of one run."""
+
+    owner: str
+    published: tuple[str, ...]
+    violations: tuple[Violation, ...]
+    trace: tuple[str, ...]
+    trace_hash: str
+    virtual_ns: int
+    steps: int
+
+    @property
+    def outcome(self) -> str:
+        """Where the machine is, and what the last word of the target's daemon on it was."""
+        return self.owner
+
+
+@attrs.define(kw_only=True, eq=False)
+class World:
+    """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself."""
+
+    spec: Spec
+    hooks: Hooks = NO_FAULTS
+    foundry: Foundry = attrs.field(factory=LightMachines)
+    retries: int = 2
+    traced: bool = False
+    deadlines: Deadlines = attrs.field(factory=Deadlines)
+    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(downtime_limit_ms=DOWNTIME_LIMIT_MS))
+    release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
+    speed: Speed = attrs.field(factory=Speed)
+    scheduler: Scheduler = attrs.field(factory=lambda: Scheduler(now_ns=5 * NS_PER_S))
+    audits: Audits = attrs.field(factory=Audits)
+    machines: list[Machine] = attrs.field(factory=list)
+    trace: list[str] = attrs.field(factory=list)
+    network: Network = attrs.field(init=False)
+    source: Node = attrs.field(init=False)
+    target: Node = attrs.field(init=False)
+    is_calm: bool = False
+    _listening: SourceDaemon | None = None
+    _ends: dict[str, list[SimulatedLink]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.network = Network(self.scheduler, self.speed)
+        self.source = Node(SOURCE, Role.SOURCE, self)
+        self.target = Node(TARGET, Role.TARGET, self, clock_offset_ns=72 * NS_PER_S)
+
+    def node(self, role: Role) -> Node:
+        return self.source if role is Role.SOURCE else self.target
+
+    def host_clock(self, node: Node) -> HostClocks:
+        return HostClocks(node)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for machine in self.machines:
+            machine.close()
+
+    def run(self) -> Result:
+        self._bear()
+        self.hooks.begin(self)
+        self.start(self.source)
+        self.start(self.target)
+        self.scheduler.at(CALM_NS, self.calm)
+        if not self.scheduler.run(STEPS_MAX):
+            self.audits.violate(AT_REST, f"after {STEPS_MAX} steps there is still something to do")
+        self.audits.conclude((self.source, self.target))
+        owners = [node for node in (self.source, self.target) if node.disk.content.record.holding is Holding.OWNER]
+        return Result(
+            owner=owners[0].role.value if len(owners) == 1 else "nobody",
+            published=tuple(self.audits.published),
+            violations=tuple(self.audits.violations),
+            trace=tuple(self.trace),
+            trace_hash=hashlib.sha256("\n".join(self.trace).encode()).hexdigest(),
+            virtual_ns=self.scheduler.now_ns,
+            steps=self.scheduler.steps,
+        )
+
+    def _bear(self) -> None:
+        """The machine is born on the source, which owns it."""
+        life = self.source.begin()
+        birth = self.release.birth(VM_ID)
+        life.have(life.make(self.spec, birth))
+        content = self.source.disk.content
+        self.source.disk.content = attrs.evolve(
+            content, record=Record(Holding.OWNER, 1), highest=1, spec=self.spec, birth=birth
+        )
+        assert life.guest is not None
+        coroutine = life.guest.start_over()
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("a birth waits for nobody")
+
+    # What can be done to it
+
+    def start(self, node: Node) -> None:
+        """A process of this node begins, or goes on with what was done to it already."""
+        life = node.life or node.begin()
+        self.say(node.name, lambda: "starts")
+        self.spawn(life, daemon_of(life).begin)
+
+    def kill(self, node: Node, *, power: bool = False) -> None:
+        """The process dies, or its host."""
+        if node.life is None:
+            if power:
+                node.disk.lose_power()
+            return
+        self.say(node.name, lambda: "loses power" if power else "is killed")
+        if self._listening is not None and self._listening.life is node.life:
+            self._listening = None
+        node.end(power=power)
+        self.scheduler.thaw(node.name)
+        self.scheduler.kill(node.name)
+        for link in self._ends.pop(node.name, ()):
+            if power:
+                link.connection.sever()
+            else:
+                link.connection.end()
+
+    def restart(self, node: Node) -> None:
+        if node.life is None:
+            self.start(node)
+
+    def calm(self) -> None:
+        """Everything is well again."""
+        self.is_calm = True
+        self.say("world", lambda: "calm")
+        self.network.heal()
+        for node in (self.source, self.target):
+            node.disk.full = node.disk.failing_syncs = 0
+            self.scheduler.thaw(node.name)
+            self.restart(node)
+
+    # What daemons ask for
+
+    def spawn(self, life: Life, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.scheduler.spawn(life.node.name, self._guarded(life, main))
+
+    async def _guarded(self, life: Life, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A process that ends by an error is dead, and is started again when all is well."""
+        try:
+            await main()
+        except MigrationError as error:
+            why = str(error)
+            self.say(life.node.name, lambda: f"ends: {why}")
+            self.kill(life.node)
+        except Exception as error:
+            self.audits.violate(NO_BUG, f"{life.node.name}: {type(error).__name__}: {error}")
+
+    def listen(self, daemon: SourceDaemon) -> None:
+        self._listening = daemon
+
+    def stop_listening(self, daemon: SourceDaemon) -> None:
+        if self._listening is daemon:
+            self._listening = None
+
+    async def connect(self, life: Life) -> SimulatedLink:
+        """Raises TransportLost: nobody can be reached there."""
+        connection = self.network.connect()
+        await self.scheduler.sleep(2 * self.speed.latency_ns)
+        daemon = self._listening
+        if daemon is None:
+            raise TransportLost("cannot reach the source: connection refused")
+        ends = [
+            SimulatedLink(
+                end.life if isinstance(end, SourceDaemon) else end,
+                role,
+                connection,
+                self.deadlines,
+                self.hooks,
+                self.scheduler,
+            )
+            for role, end in ((Role.SOURCE, daemon), (Role.TARGET, life))
+        ]
+        for end in ends:
+            self._ends.setdefault(end.life.node.name, []).append(end)
+        self.spawn(daemon.life, lambda: daemon.answer(ends[0]))
+        return ends[1]
+
+    def note_outcome(self, life: Life, attempt: Attempt, error: MigrationError | None) -> None:
+        if life.alive:
+            self.say(life.node.name, lambda: f"published: {'migrated' if error is None else error}")
+            self.audits.note_outcome(life, attempt, error)
+
+    def say(self, node: str, line: Callable[[], str]) -> None:
+        if self.traced:
+            self.trace.append(f"{self.scheduler.now_ns} {node} {line()}")

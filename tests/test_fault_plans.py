@@ -1,0 +1,147 @@
+"""Fault plans as values and as TOML: what is written can be read, and what means nothing is refused with one reason."""
+
+import attrs
+import pytest
+
+from migrate.faults.explore import random_plan
+from migrate.faults.plan import (
+    ACTIONS,
+    AtByte,
+    AtMessage,
+    AtTime,
+    AtWrite,
+    Fault,
+    FlipBit,
+    InPhase,
+    InRound,
+    Kill,
+    Moment,
+    Plan,
+    PlanError,
+    Trigger,
+)
+from migrate.faults.toml import read_plan, write_plan
+from migrate.protocol.messages import Role
+
+TRIGGERS: list[Trigger] = [
+    AtMessage(message="Ready", side=Role.TARGET, number=2, moment=Moment.RECEIVED),
+    AtMessage(message="Commit", side=Role.SOURCE),
+    AtByte(side=Role.SOURCE, byte=70_000),
+    InPhase(phase="last ram", side=Role.SOURCE),
+    AtWrite(side=Role.TARGET, number=3, moment=Moment.AFTER),
+    InRound(round=2),
+    AtTime(seconds=0.0025),
+]
+
+
+def specimen(name: str) -> Fault:
+    """A fault with that action, at a place where every action may strike."""
+    kind = ACTIONS[name]
+    sided = "side" in {field.name for field in attrs.fields(kind)}
+    action = kind(side=Role.TARGET) if sided else kind()  # type: ignore[call-arg]  # those that have a side need one
+    return Fault(when=AtMessage(message="Prepare", side=Role.SOURCE), do=action)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_every_action_comes_back_from_toml(name: str) -> None:
+    plan = Plan(faults=(specimen(name),), seed=7)
+    assert read_plan(write_plan(plan)) == plan
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: type(trigger).__name__)
+def test_every_trigger_comes_back_from_toml(trigger: Trigger) -> None:
+    plan = Plan(faults=(Fault(when=trigger, do=Kill(side=Role.SOURCE, restart_s=None)),), spec='a "b".json')
+    assert read_plan(write_plan(plan)) == plan
+
+
+def test_random_plans_come_back_from_toml_and_follow_from_their_seed() -> None:
+    for seed in range(200):
+        plan = random_plan(seed)
+        assert read_plan(write_plan(plan)) == plan == random_plan(seed)
+
+
+def test_a_plan_as_a_person_writes_it_leaves_defaults_out() -> None:
+    text = """
+    [[fault]]
+    when = {at = "message", message = "Ready", side = "target"}
+    do = {action = "kill", side = "target", restart_s = "never"}
+    """
+    assert read_plan(text) == Plan(
+        faults=(
+            Fault(
+                when=AtMessage(message="Ready", side=Role.TARGET, number=1, moment=Moment.BEFORE),
+                do=Kill(side=Role.TARGET, restart_s=None),
+            ),
+        )
+    )
+
+
+WHEN = 'when = {at = "message", message = "Ready", side = "target"}'
+DO = 'do = {action = "reset"}'
+BAD = [
+    ("[[fault", "this is no TOML"),
+    ("faults = []", "there is no key 'faults'; known here are seed, spec, fault"),
+    ('seed = "x"', "seed is 'x'; it must be an integer"),
+    ("spec = 1", "spec is 1; it must be the path of a file"),
+    ("fault = 1", "fault is no list of tables; write [[fault]]"),
+    ("fault = [1]", "fault 1 is no table; write [[fault]], then when = {…} and do = {…}"),
+    (f"[[fault]]\n{WHEN}", "fault 1: do must be a table such as {action = …}"),
+    (f"[[fault]]\n{WHEN}\n{DO}\nthen = 1", "fault 1: there is no key 'then'; known here are when, do"),
+    (f"[[fault]]\nwhen = {{}}\n{DO}", "fault 1, when: at is missing; it must be one of message, byte, phase"),
+    (f'[[fault]]\nwhen = {{at = "noon"}}\n{DO}', "fault 1, when: at is 'noon'; it must be one of message, byte"),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Redy", side = "target"}}\n{DO}',
+        "fault 1, when: message is 'Redy'; it must be one of Abandon, Accept",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Ready", side = "source"}}\n{DO}',
+        "fault 1, when: side is source; Ready is sent by the target",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Ready", side = "both"}}\n{DO}',
+        "fault 1, when: side is 'both'; it must be one of source, target",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Ready"}}\n{DO}',
+        "fault 1, when: side is missing",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "write", side = "source", moment = "received"}}\n{DO}',
+        "fault 1, when: moment is 'received'; of a write it must be 'before' or 'after'",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "write", side = "source", number = 0}}\n{DO}',
+        "fault 1, when: number is 0; it must be at least 1",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "phase", side = "source", phase = "lunch"}}\n{DO}',
+        "fault 1, when: phase is 'lunch'; it must be one of hello, preamble",
+    ),
+    (f'[[fault]]\n{WHEN}\ndo = {{action = "explode"}}', "fault 1, do: action is 'explode'; it must be one of cut"),
+    (
+        f'[[fault]]\n{WHEN}\ndo = {{action = "cut", seconds = 1}}',
+        "fault 1, do: there is no key 'seconds'; known here are for_s",
+    ),
+    (f'[[fault]]\n{WHEN}\ndo = {{action = "cut", for_s = "1"}}', "fault 1, do: for_s is '1'; it must be a number"),
+    (f'[[fault]]\n{WHEN}\ndo = {{action = "cut", for_s = -1}}', "fault 1, do: for_s is -1.0; it must be at least 0"),
+    (
+        f'[[fault]]\n{WHEN}\ndo = {{action = "kill", side = "source", restart_s = true}}',
+        'fault 1, do: restart_s is True; it must be a number or "never"',
+    ),
+    (
+        '[[fault]]\nwhen = {at = "time", seconds = 1}\ndo = {action = "truncate"}',
+        "fault 1: do is 'truncate', which needs data: when must be a message, before it is sent, or a byte",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem for _, problem in BAD])
+def test_a_plan_that_means_nothing_is_refused_with_its_key_and_what_could_stand_there(text: str, problem: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        read_plan(text)
+    assert str(refused.value).startswith(problem)
+
+
+def test_data_can_be_changed_only_where_there_is_some() -> None:
+    with pytest.raises(PlanError, match="needs data"):
+        Fault(when=AtMessage(message="Ready", side=Role.TARGET, moment=Moment.AFTER), do=FlipBit())

@@ -1,0 +1,74 @@
+"""A simulated world without faults: the migration that it shows, and that nothing but its input decides it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from migrate.faults.explore import random_plan
+from migrate.faults.injection import Injector
+from migrate.faults.plan import Plan
+from migrate.simulation.machines import Foundry, LightMachines, RealMachines
+from migrate.simulation.remembering import remembering
+from tests.worlds import run_world
+
+each_foundry = pytest.mark.parametrize("foundry", [LightMachines(), RealMachines()], ids=["light", "real"])
+
+
+@each_foundry
+def test_an_undisturbed_migration_has_two_rounds_and_hands_over(foundry: Foundry) -> None:
+    result = run_world(foundry=foundry, traced=True)
+    assert result.violations == ()
+    assert result.owner == "target"
+    assert result.published == ("source: migrated", "target: migrated")
+    said = [line.split(" ", 2)[2] for line in result.trace]
+    assert [line for line in said if line.startswith("writes")] == [
+        "writes R(2)",
+        "writes C(2)",
+        "writes O(2)",
+        "writes N(2)",
+    ]
+    before_pause = said[: said.index("pauses")]
+    assert len([line for line in before_pause if line.startswith("sends RoundEnd")]) == 2
+
+
+@each_foundry
+def test_the_same_world_twice_gives_the_same_trace(foundry: Foundry) -> None:
+    first, second = (run_world(foundry=foundry, traced=True) for _ in range(2))
+    assert first.trace == second.trace
+
+
+def test_remembering_pure_functions_changes_nothing_but_the_time() -> None:
+    plain = run_world(traced=True)
+    with remembering():
+        run_world()
+        remembered = run_world(traced=True)
+    assert remembered == plain
+
+
+PRINT_HASHES = "from tests.test_simulation import hashes; print(hashes())"
+
+
+def hashes() -> list[str]:
+    """Of the undisturbed world, and of some in which something goes wrong."""
+    plans = [Plan(faults=()), *(random_plan(seed) for seed in range(5))]
+    return [run_world(traced=True, hooks=Injector(plan)).trace_hash for plan in plans]
+
+
+def test_a_trace_has_the_same_hash_in_any_process() -> None:
+    printed = set()
+    for seed in ("1", "2", "random"):
+        process = subprocess.run(
+            [sys.executable, "-c", PRINT_HASHES],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        printed.add(process.stdout)
+    assert printed == {f"{hashes()}\n"}
+    assert len(set(hashes())) > 3
