@@ -22,7 +22,6 @@ import attrs
 import trio
 
 from migrate.daemon.address import Address, BadInput
-from migrate.protocol.deadlines import Deadlines
 from migrate.daemon.events import EventLog
 from migrate.daemon.fence import TrioFence
 from migrate.daemon.guests import TrioHypervisor
@@ -43,6 +42,7 @@ from migrate.engine.handoff import (
 from migrate.engine.ownership import Hands, Ownership
 from migrate.engine.target import answered, inquire, tell_answer
 from migrate.errors import MigrationError
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Abandon, Commit, Failure, Gone, Inquire, Role, Standing, Unknown
 from migrate.releases import Release
 from sim_vmm.fence import Fence
