@@ -1,5 +1,6 @@
 """Exploring: what is tried, that the real engines stand it, and that every known mistake is found."""
 
+import gc
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -9,8 +10,18 @@ from typing import Any
 
 import pytest
 
+from migrate.engine import source
 from migrate.faults import campaign as campaigns
-from migrate.faults.campaign import Campaign, CampaignError, Kind, Order, carry_on, prepare_worker, try_chunk
+from migrate.faults.campaign import (
+    Campaign,
+    CampaignError,
+    Kind,
+    Order,
+    carry_on,
+    leave_worker,
+    prepare_worker,
+    try_chunk,
+)
 from migrate.faults.explore import (
     Experiment,
     first_faults,
@@ -151,7 +162,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(campaigns, "CHUNK_PLANS", 8)
     prepare_worker(EXPERIMENT)
     yield
-    campaigns._lasting.close()
+    leave_worker()
 
 
 @pytest.mark.usefixtures("prepared")
@@ -203,3 +214,11 @@ def test_a_chunk_of_pairs_has_all_that_begin_with_one_fault() -> None:
     chunk = try_chunk(Order(kind=Kind.PAIRS), 0)
     assert chunk.schedules == len(list(pairs_after(EXPERIMENT, first_faults(EXPERIMENT)[0])))
     assert chunk.violating == ()
+
+
+def test_a_worker_that_is_left_remembers_nothing() -> None:
+    before = (vars(source)["encode_payload"], gc.get_threshold(), gc.get_freeze_count())
+    prepare_worker(EXPERIMENT)
+    assert vars(source)["encode_payload"] is not before[0]
+    leave_worker()
+    assert (vars(source)["encode_payload"], gc.get_threshold(), gc.get_freeze_count()) == before

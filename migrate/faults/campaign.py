@@ -136,13 +136,24 @@ _lasting: Final = ExitStack()
 
 
 def prepare_worker(experiment: Experiment) -> None:
-    """Once in each process: what is remembered lives as long as it does."""
+    """Before the first chunk in a process: from here on pure functions remember."""
+    leave_worker()
     _lasting.enter_context(remembering())
-    _experiments[:] = [experiment]
+    _experiments.append(experiment)
     experiment.run(Plan(faults=()))
     gc.collect()
-    gc.freeze()  # what lives as long as the process is not looked at again and again
+    gc.freeze()  # what stays is not looked at again and again
+    _lasting.callback(gc.unfreeze)
+    _lasting.callback(gc.set_threshold, *gc.get_threshold())
     gc.set_threshold(50_000, 20, 100)
+
+
+def leave_worker() -> None:
+    """As if nothing had been prepared."""
+    _lasting.close()
+    _experiments.clear()
+    _singles.cache_clear()
+    _firsts.cache_clear()
 
 
 @cache
@@ -197,14 +208,17 @@ def try_chunk(order: Order, number: int) -> Chunk:
 
 @contextmanager
 def workers(experiment: Experiment, number: int) -> Iterator[Executor]:
-    """Processes that are ready to try chunks; this one is prepared as well."""
+    """Processes that are ready to try chunks; this one is prepared as well, until the block is left."""
     prepare_worker(experiment)
-    with ProcessPoolExecutor(number, initializer=prepare_worker, initargs=(experiment,)) as executor:
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    try:
+        with ProcessPoolExecutor(number, initializer=prepare_worker, initargs=(experiment,)) as executor:
+            try:
+                yield executor
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        leave_worker()
 
 
 def carry_on(

@@ -117,6 +117,7 @@ PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
     *(Kill(side=side) for side in Role),
     *(PowerLoss(side=side) for side in Role),
     *(DiskFull(side=side) for side in Role),
+    *(SyncError(side=side, times=3) for side in Role),
     Reset(),
 )
 

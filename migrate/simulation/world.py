@@ -53,11 +53,6 @@ class Result:
     virtual_ns: int
     steps: int
 
-    @property
-    def outcome(self) -> str:
-        """Where the machine is, and what the last word of the target's daemon on it was."""
-        return self.owner
-
 
 @attrs.define(kw_only=True, eq=False)
 class World:
