@@ -7,7 +7,7 @@ import attrs
 
 from migrate.daemon.state import MachineState, PauseImage, StateDirectory, current_boot_id
 from migrate.daemon.state.directory import RAM
-from migrate.engine.handoff import Holding
+from migrate.engine.handoff import Holding, Record
 
 
 @attrs.frozen(kw_only=True)
@@ -43,9 +43,7 @@ def situation_of(state: StateDirectory, machine: MachineState) -> Situation:
                 unknown=f"whether {record.peer} runs it",
                 advice=(
                     f"migrate source --state-dir {directory} waits for that node and settles it (with --storage it can "
-                    f"also ask the fence); if that node is gone for good and runs nothing: migrate resolve --state-dir "
-                    f"{directory} --force-own {record.generation}; if it runs the machine: --force-abandon "
-                    f"{record.generation}"
+                    f"also ask the fence); {by_force(state, record)}"
                 ),
             )
         case Holding.READY:
@@ -54,13 +52,19 @@ def situation_of(state: StateDirectory, machine: MachineState) -> Situation:
                 + image_in_words(state, machine.image),
                 unknown=f"whether {record.peer} has given it away",
                 advice=(
-                    f"migrate target --state-dir {directory} asks that node and settles it; if that node is gone for "
-                    f"good and runs nothing: migrate resolve --state-dir {directory} --force-own {record.generation}; "
-                    f"if it runs the machine: --force-abandon {record.generation}"
+                    f"migrate target --state-dir {directory} asks that node and settles it; {by_force(state, record)}"
                 ),
             )
         case Holding.NOT_OWNER:
             return _not_owner(state, machine)
+
+
+def by_force(state: StateDirectory, record: Record) -> str:
+    """What a person may decide who knows more than the journals."""
+    return (
+        f"if that node is gone for good and runs nothing: migrate resolve --state-dir {state.path} --force-own "
+        f"{record.generation}; if it runs the machine: --force-abandon {record.generation}"
+    )
 
 
 def _not_owner(state: StateDirectory, machine: MachineState) -> Situation:
