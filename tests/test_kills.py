@@ -109,7 +109,11 @@ def passed(asked: socket.socket, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def played(asked: socket.socket, scenario: Scenario) -> Verdict:
-    verdict = trio.run(act, asked, scenario)
+    try:
+        verdict = trio.run(act, asked, scenario)
+    except BaseException as error:
+        error.add_note(f"in: {scenario}")
+        raise
     assert not verdict.objections, f"{scenario}: {verdict.objections}\n{verdict.story}"
     return verdict
 
