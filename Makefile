@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEC ?= examples/web-server.json
+# Every rehearsal starts two daemons: they start sooner when their modules have been compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: rehearse test soak check bench golden clean
 
