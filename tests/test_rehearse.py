@@ -32,7 +32,7 @@ SMALL: Final = ("--memory-mb", "16", "--on-stall", "force")
 """16 MiB, of which 5 MiB are not zero.  Whatever a busy host makes of the rounds: this is not about convergence."""
 SLOW: Final = (*SMALL, "--bandwidth", "4M")
 """Takes a second and more."""
-VERY_SLOW: Final = (*SMALL, "--bandwidth", "256K")
+VERY_SLOW: Final = (*SMALL, "--bandwidth", "1M")
 """Nobody waits for its end."""
 BRIEF: Final = ("--after-s", "0.1")
 
