@@ -41,7 +41,7 @@ from migrate.protocol.messages import NAME_MAX, Role
 from migrate.releases import Release
 from migrate.specs import BY_NUMBER
 from sim_vmm.birth import Birth, Interface
-from sim_vmm.guest import GuestProgram, IdleGuest, guest_in, guest_text, make_guest
+from sim_vmm.guest import GuestProgram, guest_in, guest_text, make_guest
 from sim_vmm.machine import MIB, Machine
 from sim_vmm.spec import Spec
 
@@ -313,8 +313,8 @@ class NodeJournal:
         self._known = self._facts(machine, guest_text(program))
 
     async def expect(self, machine: Machine) -> None:
-        """What the machine is made of; which guest is in it is seen when it has come."""
-        known = self._facts(machine, guest_text(IdleGuest()))
+        """What the machine is made of, and which guest is in it."""
+        known = self._facts(machine, guest_text(guest_in(machine.memory)))
         await self.durable.write(self.record, machine=known)
 
     async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:

@@ -116,7 +116,7 @@ class Journal(Protocol):
         """
 
     async def expect(self, machine: Machine) -> None:
-        """`machine` is about to be filled: do now what need not be done in the blackout.
+        """`machine` has been filled once while its guest runs on: do now what need not be done in the blackout.
 
         Raises:
             JournalFailed: its records could not be written either.

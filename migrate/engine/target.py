@@ -189,8 +189,6 @@ class _Target:
                 verdict = (Reason(component="host", field="machine", have=str(error), need="a host that can make it"),)
             else:
                 self.machine = machine
-                assert self.journal is not None, "the verdict needed it"
-                await self.journal.expect(machine)
                 warm_up_payloads()  # now, and not in the blackout
                 warm_up_messages()
                 await self.link.send(verdict.answer)
@@ -233,6 +231,10 @@ class _Target:
                     await ram.take(batch)
                 case RoundEnd() as end:
                     ram.end_round(end)
+                    if end.round == 0:
+                        assert self.machine is not None, "it is being filled"
+                        assert self.journal is not None, "the verdict needed it"
+                        await self.journal.expect(self.machine)
                     await self.link.send(RoundStored(round=end.round))
                 case Paused():
                     return
