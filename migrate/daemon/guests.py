@@ -163,6 +163,8 @@ class TrioHypervisor:
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
     documents: dict[Machine, Variant] = attrs.field(factory=dict)
+    programs: dict[Machine, GuestProgram] = attrs.field(factory=dict)
+    """Guests of machines whose RAM does not tell."""
     _register: Fence | None = None
 
     @property
@@ -229,7 +231,7 @@ class TrioHypervisor:
         return GuestRunner(machine, program, self.nursery, self.remake, self.on_running, self.on_boot)
 
     async def start_over(self, machine: Machine) -> None:
-        self.runner = self.runner_of(machine, guest_in(machine.memory))
+        self.runner = self.runner_of(machine, self.programs.get(machine) or guest_in(machine.memory))
         await self.runner.start_over()
 
     async def remake(self, machine: Machine) -> Machine:
@@ -246,6 +248,7 @@ class TrioHypervisor:
             machine.stop()
         machine.close()
         self.documents.pop(machine, None)
+        self.programs.pop(machine, None)
         path = self.rams.pop(machine, None)
         if path is not None:
             path.unlink(missing_ok=True)

@@ -175,7 +175,7 @@ class Node:
         except MigrationError as error:
             lost = ImageLost(f"the image of {kept.record} is lost: {error}")
             machine = await self.hypervisor.create(spec, birth)
-            program = make_guest(known_machine(kept).guest)
+            program = self.hypervisor.programs[machine] = make_guest(known_machine(kept).guest)
         return self.hypervisor.runner_of(machine, program), self.journal_of(kept), lost
 
     def _restored(self, kept: Kept, spec: Spec, birth: Birth, attempt: Attempt) -> Machine:
