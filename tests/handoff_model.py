@@ -37,6 +37,7 @@ from migrate.engine.handoff import (
     Record,
     Ruling,
     Say,
+    taken_already,
 )
 from migrate.protocol.messages import (
     Abandon,
@@ -297,10 +298,13 @@ class Nodes:
                 yield self.step_of(at, self.executor.perform(at, node, None, register))
             return
         if record.holding is Holding.READY:
-            todo = self.rules.declining(record)
-            yield self.begun(at, f"{name} declines {record}", node._replace(todo=todo), register)._replace(
-                is_fair=False
-            )
+            if self.has_fence and taken_already(record, register, node=name, machine=MACHINE):
+                todo = self.rules.on_commit(record, record.generation, record.peer)
+                yield self.begun(at, f"{name} finds that it has taken {record}", node._replace(todo=todo), register)
+            else:  # whoever has taken the register does not decline any more
+                todo = self.rules.declining(record)
+                step = self.begun(at, f"{name} declines {record}", node._replace(todo=todo), register)
+                yield step._replace(is_fair=False)
         if self.has_fence and record.holding is Holding.COMMITTED and not node.serves:
             spent = self.rules.next_number(record, node.highest)
             claiming = node._replace(highest=spent, todo=self.rules.reclaiming(record, spent))
@@ -523,7 +527,8 @@ class _Pair:
                     yield self.begin(label, at, node, todo, talk)
             case Commit(generation=generation):
                 yield self.begin(label, at, node, self.rules.on_commit(record, generation, sender), talk)
-                if record.holding is Holding.READY and record.generation == generation:
+                is_taken = taken_already(record, self.register, node=NAMES[at], machine=MACHINE)
+                if record.holding is Holding.READY and record.generation == generation and not is_taken:
                     declined = self.begin(label, at, node, self.rules.declining(record), talk)
                     yield declined._replace(is_fair=False)
             case Released(generation=generation):

@@ -71,8 +71,15 @@ def test_with_a_fence_one_node_runs_even_if_the_link_never_heals() -> None:
     assert not verdict.broken, str(verdict)
 
 
-def test_but_for_a_target_that_died_between_the_register_and_its_journal() -> None:
-    """It must be told to commit once more, since its record says nothing of that; the source sees that it has been."""
+def test_a_target_that_died_between_the_register_and_its_journal_needs_no_link_to_run() -> None:
+    """Its record says nothing of the commit, but the register does."""
+    bounds = Bounds(migrations=1, crashes=1, losses=1, reclaims=2)
+    verdict = report(explore(Nodes(2, bounds, has_fence=True, link_heals=False)))
+    assert not verdict.broken, str(verdict)
+
+
+def test_without_a_look_at_the_register_it_would_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.handoff_model.taken_already", lambda *_, **__: False)
     bounds = Bounds(migrations=1, crashes=1, losses=1, reclaims=2)
     verdict = report(explore(Nodes(2, bounds, has_fence=True, link_heals=False)))
     assert verdict.broken == HOPELESS
