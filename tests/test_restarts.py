@@ -1,7 +1,7 @@
-"""A target that died between taking the storage's register and noting that it owns the machine.
+"""Restarts after which a guest boots from its disks: nobody resumes an image that is lost, or may have been used.
 
-The source is gone for ever, so there is nobody to ask; the register alone says that the machine was given to it.  Its
-image may have been used, so the guest boots from its disks.
+A target that died between taking the storage's register and noting that it owns the machine need not ask: the register
+alone says that the machine was given to it, even if the source is gone for ever.
 """
 
 from pathlib import Path
@@ -9,12 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from migrate.daemon.node import SOURCE_AT
+from migrate.daemon.node import LISTENS_AT, SOURCE_AT
 from migrate.daemon.state import StateDirectory
 from migrate.engine.handoff import Holding, Record, taken_already
+from migrate.protocol.messages import Inquire, Released, Standing
 from sim_vmm.fence import Fence, Title
 from tests.commands import running
-from tests.test_resolve import OTHER, VM, image, left_behind, record_in, write_register
+from tests.test_resolve import OTHER, VM, comes_as, image, left_behind, record_in, write_register
 
 O, C, R, N = Holding.OWNER, Holding.COMMITTED, Holding.READY, Holding.NOT_OWNER  # noqa: E741  # the design's letters
 HELD = Record(R, 5, OTHER, session=7)
@@ -70,3 +71,19 @@ async def test_one_that_has_not_taken_it_declines_when_its_image_is_lost(tmp_pat
         await target.says("the image of R(5) is lost: the host has been booted since")
         await target.says("cannot reach a source at 127.0.0.1:1")
         assert record_in(state) == "N(5)"
+
+
+async def test_a_source_whose_image_is_lost_boots_from_its_disks_once_it_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    await left_behind(state, Record(C, 5, OTHER), kept=image("another-boot"), facts={LISTENS_AT: "127.0.0.1:0"})
+    node = StateDirectory.look(state).node
+    async with running("source", "--state-dir", state) as source:
+        await source.says("is lost: the host has been booted since, so if it comes back it starts from its disks")
+        listening = await source.says("is paused; waits for its target, at ")
+        port = int(listening.rpartition(":")[2])
+        declined = Inquire(
+            machine=VM.bytes, name="web-server", generation=5, standing=Standing.DECLINED, node=OTHER, source=node
+        )
+        assert await comes_as(port, lambda _: declined, OTHER) == Released(generation=5)
+        await source.says("the machine runs on here")
+        assert record_in(state) == "O(5)"
