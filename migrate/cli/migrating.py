@@ -27,6 +27,7 @@ from migrate.daemon.run import (
     Places,
     SourceOptions,
     TargetOptions,
+    leaf_of,
     run_source_daemon,
     run_target_daemon,
 )
@@ -344,9 +345,7 @@ def require_unused(state: Path) -> None:
 
 def _tell_death(group: BaseExceptionGroup[DaemonDied]) -> ExitCode:
     """A daemon that could not do what was asked has said so in a line of its own; any other death is a bug."""
-    death: BaseException = group
-    while isinstance(death, BaseExceptionGroup):
-        death = death.exceptions[0]
+    death = leaf_of(group)
     assert isinstance(death, DaemonDied)
     if death.exit_code == ExitCode.BAD_INPUT:
         complain(death.last_words.removeprefix("migrate: "))
