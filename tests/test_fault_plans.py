@@ -6,6 +6,7 @@ import pytest
 from migrate.faults.explore import random_plan
 from migrate.faults.plan import (
     ACTIONS,
+    Action,
     AtByte,
     AtMessage,
     AtTime,
@@ -15,10 +16,13 @@ from migrate.faults.plan import (
     InPhase,
     InRound,
     Kill,
+    Lie,
     Moment,
     Plan,
     PlanError,
+    Replay,
     Trigger,
+    Untruth,
 )
 from migrate.faults.toml import read_plan, write_plan
 from migrate.protocol.messages import Role
@@ -145,3 +149,20 @@ def test_a_plan_that_means_nothing_is_refused_with_its_key_and_what_could_stand_
 def test_data_can_be_changed_only_where_there_is_some() -> None:
     with pytest.raises(PlanError, match="needs data"):
         Fault(when=AtMessage(message="Ready", side=Role.TARGET, moment=Moment.AFTER), do=FlipBit())
+
+
+def test_a_lie_is_refused_where_it_cannot_be_said() -> None:
+    with pytest.raises(
+        PlanError, match="what is 'wrong-count', which Prepare cannot say; it must be one of wrong-mess"
+    ):
+        Fault(when=AtMessage(message="Prepare", side=Role.SOURCE), do=Lie(what=Untruth.WRONG_COUNT))
+
+
+@pytest.mark.parametrize("action", [Replay(), Lie()], ids=["replay", "lie"])
+def test_what_stands_in_for_a_message_needs_one_that_has_not_left(action: Action) -> None:
+    for trigger in (
+        AtByte(side=Role.SOURCE, byte=7),
+        AtMessage(message="Ready", side=Role.TARGET, moment=Moment.AFTER),
+    ):
+        with pytest.raises(PlanError, match="when must be a message, before it is sent"):
+            Fault(when=trigger, do=action)

@@ -201,6 +201,58 @@ class Duplicate:
 
 
 @attrs.frozen(kw_only=True)
+class Replay:
+    """In the place of this message goes what its side sent last, of the same kind, on an older connection.
+
+    It does not strike if there is nothing of the kind.
+    """
+
+
+class Untruth(StrEnum):
+    """What a lying peer says; see `migrate.faults.lies`."""
+
+    WRONG_MESSAGE = "wrong-message"
+    UNKNOWN_VERSION = "unknown-version"
+    BAD_EXTENTS = "bad-extents"
+    OVERSIZE = "oversize"
+    WRONG_COUNT = "wrong-count"
+
+
+UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
+    Untruth.WRONG_MESSAGE: MESSAGE_NAMES,
+    Untruth.UNKNOWN_VERSION: ("Hello", "Preamble", "Accept", "DeviceState"),
+    Untruth.BAD_EXTENTS: ("Preamble", "RamBatch"),
+    Untruth.OVERSIZE: MESSAGE_NAMES,
+    Untruth.WRONG_COUNT: ("RoundEnd", "RoundStored", "DevicesEnd"),
+}
+"""In which messages each can be said."""
+
+
+@attrs.frozen(kw_only=True)
+class Lie:
+    """In the place of this message goes one of a peer that does not keep to the protocol, well framed."""
+
+    what: Untruth = Untruth.WRONG_MESSAGE
+
+
+@attrs.frozen(kw_only=True)
+class Delay:
+    """From now on, everything that `side` sends on this connection arrives `seconds` later."""
+
+    side: Role
+    seconds: float = attrs.field(default=0.05, validator=_above(0))
+
+
+@attrs.frozen(kw_only=True)
+class Jitter:
+    """From now on, what `side` sends on this connection arrives up to `seconds` later: drawn from `seed` each time."""
+
+    side: Role
+    seconds: float = attrs.field(default=0.05, validator=_above(0))
+    seed: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class Kill:
     """Kill -9 of the daemon of `side`, which is started again after `restart_s`; when all is well if that is None."""
 
@@ -222,6 +274,13 @@ class Freeze:
 
     side: Role
     for_s: float = attrs.field(default=40.0, validator=_above(0))
+
+
+@attrs.frozen(kw_only=True)
+class Hang:
+    """The daemon of `side` does nothing any more, until all is well again."""
+
+    side: Role
 
 
 @attrs.frozen(kw_only=True)
@@ -274,9 +333,14 @@ Action = (
     | Truncate
     | FlipBit
     | Duplicate
+    | Replay
+    | Lie
+    | Delay
+    | Jitter
     | Kill
     | PowerLoss
     | Freeze
+    | Hang
     | ClockJump
     | DiskFull
     | SyncError
@@ -295,9 +359,14 @@ ACTIONS: Final[dict[str, type[Action]]] = {
     "truncate": Truncate,
     "flip-bit": FlipBit,
     "duplicate": Duplicate,
+    "replay": Replay,
+    "lie": Lie,
+    "delay": Delay,
+    "jitter": Jitter,
     "kill": Kill,
     "power-loss": PowerLoss,
     "freeze": Freeze,
+    "hang": Hang,
     "clock-jump": ClockJump,
     "disk-full": DiskFull,
     "sync-error": SyncError,
@@ -305,6 +374,8 @@ ACTIONS: Final[dict[str, type[Action]]] = {
     "import-failure": ImportFailure,
 }
 DATA_ACTIONS: Final = (Slice, Truncate, FlipBit, Duplicate)
+MESSAGE_ACTIONS: Final = (Replay, Lie)
+"""They put a message in the place of another one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -320,6 +391,18 @@ class Fault:
             raise PlanError(
                 f"do is {name_of(self.do, ACTIONS)!r}, which needs data: when must be a message, before it is sent, or "
                 "a byte"
+            )
+        self._check_message()
+
+    def _check_message(self) -> None:
+        if not isinstance(self.do, MESSAGE_ACTIONS):
+            return
+        if not isinstance(self.when, AtMessage) or self.when.moment is not Moment.BEFORE:
+            raise PlanError(f"do is {name_of(self.do, ACTIONS)!r}: when must be a message, before it is sent")
+        if isinstance(self.do, Lie) and self.when.message not in UNTRUTHS_OF[self.do.what]:
+            raise PlanError(
+                f"what is {self.do.what.value!r}, which {self.when.message} cannot say; it must be one of "
+                f"{', '.join(what for what, names in UNTRUTHS_OF.items() if self.when.message in names)}"
             )
 
 
