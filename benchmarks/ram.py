@@ -28,7 +28,7 @@ from migrate.protocol.messages import RamBatch, Role, RoundEnd, RoundStored
 from sim_vmm.memory import GuestMemory
 
 MIB: Final = 1 << 20
-RAM_BYTES: Final = 256 * MIB
+RAM_BYTES: Final = 512 * MIB
 RUNS: Final = 5
 PATIENT: Final = Deadlines(opening_s=600, phase_s=600)
 

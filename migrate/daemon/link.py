@@ -9,8 +9,6 @@ that is closed with unread data is reset, which destroys what we said last; so l
 """
 
 import os
-import select
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -18,6 +16,7 @@ from typing import Final
 import trio
 
 from migrate.daemon.outcome import Cancelling
+from migrate.daemon.transport import PlainTransport
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -50,7 +49,7 @@ class SocketLink:
         self.role = role
         self._on_point = on_point
         self.conversation = Conversation()
-        self._socket = stream.socket
+        self._transport = PlainTransport(stream)
         self._deadlines = deadlines
         self.peer_speaks_ours = False  # it has sent our preface
         self._preface_sent = False
@@ -60,8 +59,6 @@ class SocketLink:
         self._cancel_asked = self._cancel_forbidden = False
         self._opening: Message | None = None
         self._torn = False  # half a frame is out, so that nothing can follow it
-        self._readable = select.poll()
-        self._readable.register(self._socket.fileno(), select.POLLIN)
 
     # The port that engines await
 
@@ -129,12 +126,13 @@ class SocketLink:
         """Say goodbye so that the peer hears our last words, then close."""
         with trio.move_on_after(self._deadlines.farewell_s, shield=True):
             try:
-                self._socket.shutdown(socket.SHUT_WR)
-                while await self._socket.recv(DRAIN_CHUNK):
+                self._transport.shutdown()
+                waste = memoryview(bytearray(DRAIN_CHUNK))
+                while await self._transport.recv_into(waste):
                     pass
             except OSError:
                 pass  # the connection is gone already: nothing is left to be heard
-        self._socket.close()
+        self._transport.close()
 
     # Moving bytes
 
@@ -165,7 +163,7 @@ class SocketLink:
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        while self.peer_speaks_ours and self._readable.poll(0) and self.conversation.phase is not Phase.ENDED:
+        while self.peer_speaks_ours and self._transport.readable and self.conversation.phase is not Phase.ENDED:
             with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
                 header, body = await self._read_frame()
             if not header.skippable:
@@ -207,13 +205,14 @@ class SocketLink:
             self._phase_ends = trio.current_time() + allowance
 
     async def _write(self, *parts: memoryview) -> None:
-        left = sum(map(len, parts))
-        for part in parts:
-            while part:
-                sent = await self._socket.send(part)
-                part = part[sent:]
-                left -= sent
-                self._torn = left > 0
+        left = [part for part in parts if part]
+        while left:
+            sent = await self._transport.send(left)
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if left:
+                left[0] = left[0][sent:]
+            self._torn = bool(left)
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:
         if not self.peer_speaks_ours:
@@ -238,10 +237,10 @@ class SocketLink:
 
     async def _read_into(self, buffer: memoryview) -> None:
         while buffer:
-            buffer = buffer[await self._receive_some(buffer, False) :]
+            buffer = buffer[await self._receive_some(buffer, False, want_all=True) :]
 
-    async def _receive_some(self, buffer: memoryview, between_frames: bool) -> int:
-        count = await self._socket.recv_into(buffer)
+    async def _receive_some(self, buffer: memoryview, between_frames: bool, *, want_all: bool = False) -> int:
+        count = await self._transport.recv_into(buffer, want_all=want_all)
         if count == 0:
             where = "between two messages" if between_frames else "in the middle of a message"
             raise TransportLost(
