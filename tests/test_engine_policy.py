@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from migrate.engine.attempt import Round
 from migrate.engine.policy import ROUNDS_MAX, STALLED_AFTER_ROUNDS, Decision, OnStall, PrecopyPolicy
+from migrate.engine.rounds import Round
 
 ANOTHER, PAUSE, GIVE_UP = Decision.ANOTHER_ROUND, Decision.PAUSE, Decision.GIVE_UP
 

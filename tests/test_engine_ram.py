@@ -10,8 +10,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate.engine.attempt import Round
 from migrate.engine.ram import BATCH_PAGES, DIRECT_EXTENTS_MAX, ZERO_PAGES_MAX, RamReceiver, RamSender, extents_of
+from migrate.engine.rounds import Round
 from migrate.errors import RemoteProtocolError
 from migrate.protocol.frames import encode_frame
 from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, Message, RamBatch, RoundEnd

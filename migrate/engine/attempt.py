@@ -2,31 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
 from migrate.engine.ports import Clock
+from migrate.engine.rounds import NS_PER_MS, Round
 from migrate.protocol.messages import Role
-
-NS_PER_MS: Final = 1_000_000
-
-
-@attrs.frozen(kw_only=True)
-class Round:
-    """One pass over the dirty pages.  `bytes` counts page contents on the wire, `pages` zero pages included."""
-
-    number: int
-    pages: int
-    zero_pages: int
-    bytes: int
-    duration_ns: int
-    dirtied_pages: int
-
-    def as_json(self) -> dict[str, Any]:
-        facts = attrs.asdict(self)
-        facts["duration_ms"] = facts.pop("duration_ns") / NS_PER_MS
-        return facts
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from migrate.engine.attempt import Round
+from migrate.engine.rounds import Round
 from sim_vmm.memory import PAGE_SIZE
 
 DEFAULT_DOWNTIME_LIMIT_MS: Final = 300.0
@@ -22,8 +22,6 @@ DEFAULT_DOWNTIME_LIMIT_MS: Final = 300.0
 STALLED_AFTER_ROUNDS: Final = 3
 ROUNDS_MAX: Final = 30
 """QEMU's guestperf uses 30 (published-runs F)."""
-
-NS_PER_S: Final = 1_000_000_000
 
 
 class Decision(StrEnum):

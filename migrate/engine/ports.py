@@ -1,4 +1,4 @@
-"""What the engines await, and nothing else: a link, a guest that can be paused, a journal, a clock, an observer.
+"""What the engines await, and nothing else: a link, RAM on its way, a guest that can be paused, a journal, a clock …
 
 In the daemons these are sockets, trio tasks and the host's clock; a simulation brings its own.  An engine never learns
 which world it runs in.
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from migrate.engine.handoff import Record
-from migrate.protocol.messages import Message, RamBatch
+from migrate.engine.rounds import Round
+from migrate.protocol.messages import Message, RamBatch, RoundEnd
 from sim_vmm.birth import Birth
 from sim_vmm.fence import Title
 from sim_vmm.machine import Machine
@@ -48,6 +49,49 @@ class Link(Protocol):
         Raises:
             MigrationCancelled: somebody has done so already, and it had not been noticed.
         """
+
+
+class OutgoingRam(Protocol):
+    """A machine's dirty pages on their way out, round by round."""
+
+    async def send_round(self) -> Round:
+        """Send every page that is dirty now, and `RoundEnd` on the link of the conversation.
+
+        What the guest dirties meanwhile can wait.  The receipt is the engine's to await, so `receipt_ns` is 0.
+
+        Raises:
+            MigrationError: as the link's methods.
+        """
+
+
+class IncomingRam(Protocol):
+    """A machine's pages coming in, round by round."""
+
+    async def receive_round(self) -> RoundEnd | None:
+        """The end of the round, once all of it is in the machine's RAM; None if `Paused` came in place of a round.
+
+        The batches of a round may come in any order, and over whatever carries them; `RoundEnd` and `Paused` come on
+        the link of the conversation.
+
+        Raises:
+            RemoteProtocolError: pages that are not RAM, damaged, of another round, or not as many as it says.
+            MigrationError: as the link's methods.
+        """
+
+    def mark_received_dirty(self) -> None:
+        """All content is dirty on the new host, so that the machine can migrate on (protocol-phases §5)."""
+
+
+class Ram(Protocol):
+    """How guest RAM travels: for real (`migrate.engine.ram`), or reckoned only."""
+
+    def outgoing(
+        self, machine: Machine, link: Link, clock: "Clock", observer: "Observer", bandwidth: float | None
+    ) -> OutgoingRam:
+        """For one attempt of the source; `bandwidth` in bytes per second caps page contents, None does not."""
+
+    def incoming(self, machine: Machine, link: Link) -> IncomingRam:
+        """For one attempt of the target, as soon as the machine is ready to receive."""
 
 
 class Clock(Protocol):

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from migrate.engine.attempt import Round
 from migrate.engine.ports import Clock, Link, Observer
+from migrate.engine.rounds import NS_PER_S, Round
 from migrate.errors import RemoteProtocolError
-from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, RamBatch, RoundEnd
+from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, Paused, RamBatch, RoundEnd
+from sim_vmm.machine import Machine
 from sim_vmm.memory import PAGE_SIZE, GuestAddressError, GuestMemory
 from sim_vmm.snapshot import nonzero_pages
 
@@ -36,7 +37,6 @@ ZERO_PAGES_MAX: Final = 1 << 20
 DIRECT_EXTENTS_MAX: Final = 8
 """A batch of more extents is received into staging and scattered: fewer, larger reads."""
 
-NS_PER_S: Final = 1_000_000_000
 PROGRESS_EVERY_NS: Final = NS_PER_S // 10
 
 PageIndices = npt.NDArray[np.int64]
@@ -52,6 +52,19 @@ def extents_of(memory: GuestMemory, pages: PageIndices) -> tuple[Extent, ...]:
     return tuple(
         Extent(gpa=gpa, length=length) for gpa, length in zip(gpas[starts].tolist(), lengths.tolist(), strict=True)
     )
+
+
+@attrs.frozen
+class MappedRam:
+    """RAM that is mapped into this process, page by page over the link: see `migrate.engine.ports.Ram`."""
+
+    def outgoing(
+        self, machine: Machine, link: Link, clock: Clock, observer: Observer, bandwidth: float | None
+    ) -> "RamSender":
+        return RamSender(machine.memory, link, clock, observer, bandwidth)
+
+    def incoming(self, machine: Machine, link: Link) -> "RamReceiver":
+        return RamReceiver(machine.memory, link)
 
 
 @attrs.define
@@ -151,6 +164,20 @@ class RamReceiver:
     def __attrs_post_init__(self) -> None:
         self.received = np.zeros(self.memory.page_count, dtype=np.bool_)
         self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
+
+    async def receive_round(self) -> RoundEnd | None:
+        """See `migrate.engine.ports.IncomingRam`."""
+        while True:
+            match await self.link.receive():
+                case RamBatch() as batch:
+                    await self.take(batch)
+                case RoundEnd() as end:
+                    self.end_round(end)
+                    return end
+                case Paused():
+                    return None
+                case other:
+                    raise AssertionError(f"the table allows no {other} here")
 
     async def take(self, batch: RamBatch) -> None:
         """Receive the contents of `batch`.

@@ -35,8 +35,8 @@ from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
 from migrate.engine.policy import Decision, PrecopyPolicy
-from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, RunningGuest
-from migrate.engine.ram import RamSender
+from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, Ram, RunningGuest
+from migrate.engine.ram import MappedRam
 from migrate.errors import (
     DeviceStateError,
     HandoffInDoubt,
@@ -93,6 +93,7 @@ class SourcePorts:
     clock: Clock
     observer: Observer
     fence: Fence | None = None
+    ram: Ram = attrs.field(factory=MappedRam)
 
 
 @attrs.frozen(kw_only=True)
@@ -135,9 +136,8 @@ class _Source:
         self.settings, self.attempt = settings, attempt
         self.machine = ports.guest.machine
         self.target = ""
-        self.ram = RamSender(
-            self.machine.memory, ports.link, ports.clock, ports.observer, settings.bandwidth, attempt.rounds
-        )
+        self.clock = ports.clock
+        self.ram = ports.ram.outgoing(self.machine, ports.link, ports.clock, ports.observer, settings.bandwidth)
         self.ownership = Ownership(
             node=settings.node,
             machine=self.machine.birth.vm_id,
@@ -225,21 +225,28 @@ class _Source:
         policy = self.settings.policy
         decision = Decision.ANOTHER_ROUND
         while decision is Decision.ANOTHER_ROUND:
-            round_ = await self.ram.send_round()
-            stored = await self.link.receive()
-            assert isinstance(stored, RoundStored), "the table allows nothing else"
-            if stored.round != round_.number:
-                raise RemoteProtocolError(f"a receipt for round {stored.round} after round {round_.number}")
-            self.machine.memory.dirty.acknowledge()
-            self.observer.tell("round", **round_.as_json())
-            decision = policy.decide(self.ram.rounds, self.machine.memory.dirty.count)
+            await self.copy_round()
+            decision = policy.decide(self.attempt.rounds, self.machine.memory.dirty.count)
         if decision is Decision.GIVE_UP:
-            estimate = policy.estimated_downtime_ms(self.ram.rounds, self.machine.memory.dirty.count)
+            estimate = policy.estimated_downtime_ms(self.attempt.rounds, self.machine.memory.dirty.count)
             raise NotConverging(
-                f"after {len(self.ram.rounds)} rounds the guest would be away for {estimate:.0f} ms, and the limit is "
-                f"{policy.downtime_limit_ms:.0f} ms: it dirties memory faster than the link carries it; raise the "
+                f"after {len(self.attempt.rounds)} rounds the guest would be away for {estimate:.0f} ms, and the limit "
+                f"is {policy.downtime_limit_ms:.0f} ms: it dirties memory faster than the link carries it; raise the "
                 "limit or the bandwidth, slow the guest, or force the switchover"
             )
+
+    async def copy_round(self) -> None:
+        """One round while the guest runs, and the target's receipt for it."""
+        round_ = await self.ram.send_round()
+        sent_ns = self.clock.monotonic_ns()
+        stored = await self.link.receive()
+        assert isinstance(stored, RoundStored), "the table allows nothing else"
+        if stored.round != round_.number:
+            raise RemoteProtocolError(f"a receipt for round {stored.round} after round {round_.number}")
+        round_ = attrs.evolve(round_, receipt_ns=self.clock.monotonic_ns() - sent_ns)
+        self.attempt.rounds.append(round_)
+        self.machine.memory.dirty.acknowledge()
+        self.observer.tell("round", **round_.as_json())
 
     def preflight(self, choice: Common) -> None:
         """Export everything as if it were sent, while the guest still runs.
@@ -265,7 +272,7 @@ class _Source:
         await link.send(Paused())
         self.enter("last ram")
         with attempt.step("last ram"):
-            await self.ram.send_round()
+            attempt.rounds.append(await self.ram.send_round())
         self.enter("time data")
         with attempt.step("time data"):
             time = TimeOfDay(**attrs.asdict(self.machine.clock.export()))

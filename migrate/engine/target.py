@@ -30,8 +30,8 @@ from migrate.engine.handoff import (
 from migrate.engine.image import PauseImage, import_clock, import_console, import_states, read_device
 from migrate.engine.negotiation import Acceptable, judge
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
-from migrate.engine.ports import Clock, Fence, Hypervisor, Journal, Journals, Link, Observer
-from migrate.engine.ram import RamReceiver
+from migrate.engine.ports import Clock, Fence, Hypervisor, IncomingRam, Journal, Journals, Link, Observer, Ram
+from migrate.engine.ram import MappedRam
 from migrate.engine.source import tell_failure
 from migrate.errors import (
     HandoffInDoubt,
@@ -52,14 +52,11 @@ from migrate.protocol.messages import (
     Gone,
     Hello,
     Inquire,
-    Paused,
     Preamble,
     Prepare,
-    RamBatch,
     Refuse,
     Released,
     Role,
-    RoundEnd,
     RoundStored,
     ServerState,
     Standing,
@@ -82,6 +79,7 @@ class TargetPorts:
     clock: Clock
     observer: Observer
     fence: Fence | None = None
+    ram: Ram = attrs.field(factory=MappedRam)
 
 
 @attrs.frozen(kw_only=True)
@@ -199,12 +197,12 @@ class _Target:
 
     async def fill(self, machine: Machine) -> None:
         """Everything up to the source's `Prepare`."""
-        ram = RamReceiver(machine.memory, self.link)
+        ram = self.ports.ram.incoming(machine, self.link)
         await self.receive_while_running(ram)
         attempt = self.attempt
         self.enter("last ram")
         with attempt.step("last ram"):
-            await self.receive_round(ram)
+            await ram.receive_round()
             ram.mark_received_dirty()
         self.enter("time data")
         with attempt.step("time data"):
@@ -223,29 +221,14 @@ class _Target:
             import_console(machine, server)
         self.image = PauseImage(time=time, devices=devices, server=server)
 
-    async def receive_while_running(self, ram: RamReceiver) -> None:
+    async def receive_while_running(self, ram: IncomingRam) -> None:
         self.enter("ram")
-        while True:
-            match await self.link.receive():
-                case RamBatch() as batch:
-                    await ram.take(batch)
-                case RoundEnd() as end:
-                    ram.end_round(end)
-                    if end.round == 0:
-                        assert self.machine is not None, "it is being filled"
-                        assert self.journal is not None, "the verdict needed it"
-                        await self.journal.expect(self.machine)
-                    await self.link.send(RoundStored(round=end.round))
-                case Paused():
-                    return
-                case other:
-                    raise AssertionError(f"the table allows no {other} here")
-
-    async def receive_round(self, ram: RamReceiver) -> None:
-        while not isinstance(message := await self.link.receive(), RoundEnd):
-            assert isinstance(message, RamBatch), "the table allows nothing else"
-            await ram.take(message)
-        ram.end_round(message)
+        while (end := await ram.receive_round()) is not None:
+            if end.round == 0:
+                assert self.machine is not None, "it is being filled"
+                assert self.journal is not None, "the verdict needed it"
+                await self.journal.expect(self.machine)
+            await self.link.send(RoundStored(round=end.round))
 
     async def receive_devices(self, machine: Machine) -> tuple[DeviceState, ...]:
         messages: list[DeviceState] = []
