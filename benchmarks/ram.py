@@ -24,7 +24,7 @@ from migrate.daemon.link import SocketLink
 from migrate.engine.ram import RamReceiver, RamSender
 from migrate.protocol.conversation import Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import RamBatch, Role, RoundEnd, RoundStored
+from migrate.protocol.messages import RamContent, Role, RoundEnd, RoundStored
 from sim_vmm.memory import GuestMemory
 
 MIB: Final = 1 << 20
@@ -44,7 +44,7 @@ def results() -> Iterator[Result]:
                         times.setdefault((way, state), []).append(elapsed)
     for state, limit in (("warm", 0.33), ("cold", 0.35)):
         yield Result(
-            path=f"RAM, one stream, 256 MiB of random pages, {state} target memory",
+            path=f"RAM, one stream, 512 MiB of random pages, {state} target memory",
             peer="sendall and recv_into",
             ours_s=median(times["ours", state]),
             peer_s=median(times["peer", state]),
@@ -88,7 +88,7 @@ async def _send_round(connection: socket.socket, memory: GuestMemory) -> None:
 async def _receive_round(connection: socket.socket, memory: GuestMemory) -> None:
     async with link_over(Role.TARGET, connection) as link:
         receiver = RamReceiver(memory, link)
-        while isinstance(message := await link.receive(), RamBatch):
+        while isinstance(message := await link.receive(), RamContent):
             await receiver.take(message)
         assert isinstance(message, RoundEnd)
         receiver.end_round(message)

@@ -54,6 +54,7 @@ from migrate.protocol.messages import (
     Payload,
     Prepare,
     RamBatch,
+    RamContent,
     Ready,
     Released,
     Role,
@@ -491,8 +492,8 @@ class FrameReader:
         message = None
         if header.type in MESSAGES:
             message = frames.decode_body(header, bytes(self._buffer[start + frames.HEADER.size : length]))
-        if isinstance(message, RamBatch):
-            length += sum(extent.length for extent in message.extents)
+        if isinstance(message, RamContent):
+            length += message.content_bytes
             if not await self._have(length):
                 return None
         data = bytes(self._buffer[:length])

@@ -31,7 +31,7 @@ from migrate.errors import LocalProtocolError, MigrationError, PeerFailed, Remot
 from migrate.payloads import encode_payload
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.frames import HEADER, decode_body, decode_header, encode_frame
-from migrate.protocol.messages import Failure, Message, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, RamContent, Role
 from migrate.releases import NEWEST, builtin_releases
 from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
@@ -151,7 +151,7 @@ class MemoryLink:
     async def send(self, message: Message) -> None:
         await self._send(message, b"")
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._send(batch, bytes(content))
 
     async def receive(self) -> Message:

@@ -19,7 +19,7 @@ from migrate.engine.target import TargetPorts, TargetSettings, run_target
 from migrate.errors import MigrationError, PeerFailed
 from migrate.protocol.conversation import Conversation
 from migrate.protocol.frames import HEADER, decode_body, decode_header, encode_frame
-from migrate.protocol.messages import Failure, Message, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, RamContent, Role
 from migrate.releases import Release
 from sim_vmm.birth import Birth
 from sim_vmm.clock import HostClock, ManualClock
@@ -53,7 +53,7 @@ class MemoryLink:
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
         return message
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self.send(batch)
         await self.out.send(bytes(content))
 

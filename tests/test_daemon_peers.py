@@ -25,7 +25,7 @@ from migrate.protocol.messages import (
     Inquire,
     Message,
     Preamble,
-    RamBatch,
+    RamPages,
     Role,
     Settle,
 )
@@ -287,7 +287,7 @@ async def test_a_target_names_what_is_wrong_with_a_malformed_frame_in_any_phase(
 
 async def test_one_bit_flipped_in_guest_ram_is_found_and_ends_the_attempt(neighbourhood: Neighbourhood) -> None:
     source = await neighbourhood.source()
-    tap = await neighbourhood.tap(source.port, Fault(Role.SOURCE, RamBatch, flipped, Ending.NONE))
+    tap = await neighbourhood.tap(source.port, Fault(Role.SOURCE, RamPages, flipped, Ending.NONE))
     target = neighbourhood.target(tap.port, retries=1)
     assert await target.daemon.migrate_in() is not None
     first = target.daemon.attempts[0].as_json()

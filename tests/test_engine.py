@@ -34,6 +34,9 @@ from migrate.protocol.messages import (
     Message,
     Preamble,
     Prepare,
+    RamBatch,
+    RamContent,
+    RamPages,
     Ready,
     Released,
     Role,
@@ -108,7 +111,7 @@ def test_each_record_is_written_before_the_message_that_tells_of_it(world: World
     assert [event for event, _ in groupby(blackout)] == [
         "source pauses",
         "source sends Paused",
-        "source sends RamBatch",
+        "source sends RamPages",
         "source sends RoundEnd",
         "source sends TimeOfDay",
         "source sends DeviceState",
@@ -320,16 +323,16 @@ async def _receipts_for_another_round(link: MemoryLink) -> None:
 
 
 async def _knows_no_version_of_ours(link: MemoryLink) -> None:
-    await link.send(Hello(protocol_versions=(3, 2), node="future", release="r9"))
+    await link.send(Hello(protocol_versions=(4, 3), node="future", release="r9"))
     refusal = await link.receive()
-    assert "protocol: version is 3, 2; needed: one of 1" in str(refusal.reasons[0].message)  # type: ignore[union-attr]
+    assert "protocol: version is 4, 3; needed: one of 2, 1" in str(refusal.reasons[0].message)  # type: ignore[union-attr]
 
 
 async def _store_rounds(link: MemoryLink, skew: int) -> None:
     while True:
         message = await link.receive()
-        if hasattr(message, "extents"):
-            await link.receive_ram([memoryview(bytearray(sum(extent.length for extent in message.extents)))])
+        if isinstance(message, RamContent):
+            await link.receive_ram([memoryview(bytearray(message.content_bytes))])
         if isinstance(message, RoundEnd):
             await link.send(RoundStored(round=message.round + skew))
 
@@ -344,7 +347,7 @@ PEERS = [
         "com2: uart-16550 is no common payload version; needed: a target that knows uart-16550 v1",
     ),
     (_receipts_for_another_round, RemoteProtocolError, "a receipt for round 7 after round 0"),
-    (_knows_no_version_of_ours, Refused, "needed: one of 1"),
+    (_knows_no_version_of_ours, Refused, "needed: one of 2, 1"),
 ]
 
 
@@ -376,9 +379,8 @@ def test_an_answer_for_another_generation_is_no_promise(world: World) -> None:
             match message:
                 case RoundEnd(round=number) if "source pauses" not in world.events:
                     await link.send(RoundStored(round=number))
-                case _ if hasattr(message, "extents"):
-                    size = sum(extent.length for extent in message.extents)
-                    await link.receive_ram([memoryview(bytearray(size))])
+                case RamPages() | RamBatch():
+                    await link.receive_ram([memoryview(bytearray(message.content_bytes))])
                 case _ if type(message).__name__ == "Prepare":
                     await link.send(Ready(generation=99))
 

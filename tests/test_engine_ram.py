@@ -10,11 +10,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate.engine.ram import BATCH_PAGES, DIRECT_EXTENTS_MAX, ZERO_PAGES_MAX, RamReceiver, RamSender, extents_of
+from migrate.engine.ram import BATCH_PAGES, ZERO_PAGES_MAX, RamReceiver, RamSender, extents_of
 from migrate.engine.rounds import Round
+from migrate.engine.runs import pack, unpack
 from migrate.errors import RemoteProtocolError
 from migrate.protocol.frames import encode_frame
-from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, Message, RamBatch, RoundEnd
+from migrate.protocol.messages import RAM_BATCH_PAGES_MAX, Extent, Message, RamBatch, RamContent, RamPages, RoundEnd
 from sim_vmm.memory import HIGH_RAM_BASE, LOW_RAM_MAX, PAGE_SIZE, GuestMemory
 from tests.engine_world import run_alone
 
@@ -34,7 +35,7 @@ class Wire:
     async def send(self, message: Message) -> None:
         self.sent.append((message, b""))
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         self.sent.append((batch, bytes(content)))
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
@@ -99,13 +100,13 @@ def write(memory: GuestMemory, *pages: int) -> None:
         memory.write(memory.gpa_of(page), pattern(page % 255 + 1))
 
 
-def sender(memory: GuestMemory, wire: Wire, bandwidth: float | None = None) -> RamSender:
-    return RamSender(memory, wire, Ticks(), Silence(), bandwidth)
+def sender(memory: GuestMemory, wire: Wire, bandwidth: float | None = None, version: int = 1) -> RamSender:
+    return RamSender(memory, wire, Ticks(), Silence(), bandwidth, version)
 
 
-def send_round(memory: GuestMemory) -> list[tuple[Message, bytes]]:
+def send_round(memory: GuestMemory, version: int = 1) -> list[tuple[Message, bytes]]:
     wire = Wire()
-    run_alone(sender(memory, wire).send_round())
+    run_alone(sender(memory, wire, version=version).send_round())
     return wire.sent
 
 
@@ -114,7 +115,7 @@ def deliver(sent: list[tuple[Message, bytes]], receiver: RamReceiver) -> None:
     wire = receiver.link
     assert isinstance(wire, Wire)
     for message, content in sent:
-        if isinstance(message, RamBatch):
+        if isinstance(message, RamContent):
             wire.content = content
             run_alone(receiver.take(message))
             assert wire.content == b""
@@ -212,7 +213,7 @@ def test_the_most_scattered_batch_fits_its_frame(large: GuestMemory) -> None:
 def test_what_is_checksummed_is_what_is_sent_whatever_the_guest_does_meanwhile(memory: GuestMemory) -> None:
     @attrs.define
     class Meddling(Wire):
-        async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+        async def send_ram(self, batch: RamContent, content: memoryview) -> None:
             write(memory, 9)
             memory.write(memory.gpa_of(4), b"changed while it was on its way")
             await super().send_ram(batch, content)
@@ -280,7 +281,7 @@ def test_whatever_the_guest_writes_between_rounds_the_memories_end_alike(
         assert with_content <= set(there.dirty.dirty_pages().tolist()) <= first | again
 
 
-@pytest.mark.parametrize("count", [1, DIRECT_EXTENTS_MAX, DIRECT_EXTENTS_MAX + 1, 200])
+@pytest.mark.parametrize("count", [1, 2, 200])
 def test_few_large_extents_and_many_small_ones_arrive_alike(
     memory: GuestMemory, other: GuestMemory, count: int
 ) -> None:
@@ -398,7 +399,7 @@ def test_a_page_both_with_content_and_as_zero_is_refused(memory: GuestMemory) ->
     assert not memory.pages.any()
 
 
-@pytest.mark.parametrize("count", [1, DIRECT_EXTENTS_MAX + 1], ids=["direct", "scattered"])
+@pytest.mark.parametrize("count", [1, 9], ids=["direct", "scattered"])
 def test_content_that_was_damaged_on_the_way_is_found(memory: GuestMemory, count: int) -> None:
     data = pattern(7, count)
     damaged = data[:-1] + b"\x06"
@@ -445,3 +446,89 @@ def test_after_its_end_a_round_cannot_go_on(memory: GuestMemory) -> None:
     with pytest.raises(RemoteProtocolError, match="a RAM batch of round 0 in round 1"):
         run_alone(receiver.take(batch()))
     receiver.end_round(RoundEnd(round=1, pages=0, zero_pages=0))
+
+
+# Packed runs: protocol version 2
+
+
+def packed(*runs: tuple[int, int]) -> bytes:
+    return b"".join(first.to_bytes(4, "big") + count.to_bytes(4, "big") for first, count in runs)
+
+
+@pytest.mark.parametrize(("pages", "runs"), RUNS, ids=str)
+def test_consecutive_pages_make_one_run(memory: GuestMemory, pages: list[int], runs: list[tuple[int, int]]) -> None:
+    assert pack(memory, np.array(pages, dtype=np.int64)) == packed(*runs)
+
+
+def test_a_run_ends_at_the_hole_of_the_devices(large: GuestMemory) -> None:
+    frames = HIGH_RAM_BASE // PAGE_SIZE
+    pages = np.arange(LOW_PAGES - 2, LOW_PAGES + 3)
+    assert pack(large, pages) == packed((LOW_PAGES - 2, 2), (frames, 3))
+    assert unpack(large, pack(large, pages), "pages", 5).tolist() == pages.tolist()
+
+
+@given(st.sets(st.integers(LOW_PAGES - 40, LOW_PAGES + 15)))
+def test_runs_give_back_the_pages_that_were_packed(pages: set[int]) -> None:
+    with GuestMemory.create(3 * GIB + 16 * PAGE_SIZE) as memory:
+        ascending = np.array(sorted(pages), dtype=np.int64)
+        runs = pack(memory, ascending)
+        assert unpack(memory, runs, "pages", 56).tolist() == ascending.tolist()
+        counted = RamPages(round=0, pages=runs, zero=b"", checksum=0).content_bytes
+        assert counted == len(pages) * PAGE_SIZE
+
+
+BAD_RUNS: list[tuple[bytes, str]] = [
+    (packed((0, 1))[:7], "7 bytes are no whole runs of 8"),
+    (packed((3, 0)), "the run of 0 pages at 0x3000 is empty"),
+    (packed((3, 2), (4, 1)), "the run of 1 pages at 0x4000 is empty, or does not lie above the one before"),
+    (packed((9, 1), (3, 1)), "the run of 1 pages at 0x3000 is empty, or does not lie above"),
+    (packed((PAGE_COUNT, 1)), "are not RAM"),
+    (packed((PAGE_COUNT - 1, 2)), "are not RAM"),
+    (packed((0, 51)), "51 pages; at most 50 are allowed"),
+    (packed((0xFFFF_FFFF, 0xFFFF_FFFF)), "4294967295 pages; at most 50 are allowed"),
+    (packed((0xFFFF_FFFF, 1)), "are not RAM"),
+]
+
+
+@pytest.mark.parametrize(("runs", "said"), BAD_RUNS, ids=[said for _, said in BAD_RUNS])
+def test_runs_that_name_no_ram_are_refused(memory: GuestMemory, runs: bytes, said: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        unpack(memory, runs, "pages", 50)
+    assert said in str(caught.value)
+
+
+def test_a_run_across_the_hole_of_the_devices_is_refused(large: GuestMemory) -> None:
+    frames = HIGH_RAM_BASE // PAGE_SIZE
+    with pytest.raises(RemoteProtocolError, match="spans a hole"):
+        unpack(large, packed((LOW_PAGES - 1, frames - LOW_PAGES + 2)), "pages", 1 << 30)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_ram_arrives_as_it_was_in_either_protocol_version(memory: GuestMemory, version: int) -> None:
+    write(memory, *range(300), *range(400, 700, 3))
+    memory.write(memory.gpa_of(350), bytes(2 * PAGE_SIZE))
+    sent = send_round(memory, version)
+    assert {type(message) for message, _ in sent} == {RamBatch if version == 1 else RamPages, RoundEnd}
+    with GuestMemory.create(len(memory.view)) as there:
+        receiver = RamReceiver(there, Wire())
+        deliver(sent, receiver)
+        assert bytes(there.view) == bytes(memory.view)
+        receiver.mark_received_dirty()
+        assert there.dirty.count == 400
+
+
+def test_a_hole_and_memory_that_was_touched_are_filled_alike(memory: GuestMemory) -> None:
+    write(memory, *range(PAGE_COUNT))
+    sent = send_round(memory, 2)
+    with GuestMemory.create(len(memory.view)) as there:
+        for page in range(BATCH_PAGES // 2, PAGE_COUNT // 2, 7):
+            there.pages[page] = 255
+        assert there.is_hole(PAGE_COUNT // 2 * PAGE_SIZE, PAGE_COUNT * PAGE_SIZE)
+        deliver(sent, RamReceiver(there, Wire()))
+        assert bytes(there.view) == bytes(memory.view)
+        assert not there.is_hole(PAGE_COUNT // 2 * PAGE_SIZE, PAGE_COUNT * PAGE_SIZE)
+
+
+def test_the_most_scattered_packed_batch_fits_its_frame(large: GuestMemory) -> None:
+    most = bytes(8 * RAM_BATCH_PAGES_MAX)
+    assert len(encode_frame(RamPages(round=1, pages=most, zero=most, checksum=2**64 - 1))) <= RamPages.BODY_MAX

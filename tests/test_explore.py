@@ -55,7 +55,7 @@ def singles() -> list[Plan]:
 def test_single_faults_are_everywhere(singles: list[Plan]) -> None:
     triggers = {plan.faults[0].when for plan in singles}
     messages = {trigger.message for trigger in triggers if isinstance(trigger, AtMessage)}
-    assert {"Hello", "Preamble", "RamBatch", "Paused", "DeviceState", "Prepare", "Ready", "Commit", "Owned"} < messages
+    assert {"Hello", "Preamble", "RamPages", "Paused", "DeviceState", "Prepare", "Ready", "Commit", "Owned"} < messages
     assert len([trigger for trigger in triggers if isinstance(trigger, AtWrite)]) == 8
     assert len(singles) > 1900
     assert len(set(singles)) == len(singles)

@@ -28,7 +28,7 @@ from migrate.errors import (
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamContent, Role
 
 DRAIN_CHUNK: Final = 1 << 16
 #: Messages of the handoff: each is a point at which a process may die.
@@ -85,7 +85,7 @@ class SocketLink:
         self._visit("after receive", message)
         return message
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._look_for_failure()
         data = self._encode(batch)
         with self._bounded("sending guest RAM", self._deadlines.frame_s):
@@ -258,7 +258,7 @@ class NoLink:
     async def receive(self) -> Message:
         raise TransportLost("nobody is there to say anything")
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         raise TransportLost("nobody is there to be sent guest RAM")
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from migrate.engine.handoff import Record
 from migrate.engine.rounds import Round
-from migrate.protocol.messages import Message, RamBatch, RoundEnd
+from migrate.protocol.messages import Message, RamContent, RoundEnd
 from sim_vmm.birth import Birth
 from sim_vmm.fence import Title
 from sim_vmm.machine import Machine
@@ -37,7 +37,7 @@ class Link(Protocol):
             TransportLost, DeadlineExpired, MigrationCancelled.
         """
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         """Send a batch and the bytes that it announces; `content` may be reused afterwards."""
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
@@ -86,9 +86,18 @@ class Ram(Protocol):
     """How guest RAM travels: for real (`migrate.engine.ram`), or reckoned only."""
 
     def outgoing(
-        self, machine: Machine, link: Link, clock: "Clock", observer: "Observer", bandwidth: float | None
+        self,
+        machine: Machine,
+        link: Link,
+        clock: "Clock",
+        observer: "Observer",
+        bandwidth: float | None,
+        protocol_version: int,
     ) -> OutgoingRam:
-        """For one attempt of the source; `bandwidth` in bytes per second caps page contents, None does not."""
+        """For one attempt of the source; `bandwidth` in bytes per second caps page contents, None does not.
+
+        `protocol_version` is the one that both sides speak.
+        """
 
     def incoming(self, machine: Machine, link: Link) -> IncomingRam:
         """For one attempt of the target, as soon as the machine is ready to receive."""

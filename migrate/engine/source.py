@@ -137,7 +137,7 @@ class _Source:
         self.machine = ports.guest.machine
         self.target = ""
         self.clock = ports.clock
-        self.ram = ports.ram.outgoing(self.machine, ports.link, ports.clock, ports.observer, settings.bandwidth)
+        self.ports = ports
         self.ownership = Ownership(
             node=settings.node,
             machine=self.machine.birth.vm_id,
@@ -198,6 +198,9 @@ class _Source:
             Welcome(protocol_version=common[0], node=self.settings.node, release=self.settings.release.name)
         )
         self.target_release = hello.release
+        self.ram = self.ports.ram.outgoing(
+            self.machine, self.link, self.clock, self.observer, self.settings.bandwidth, common[0]
+        )
 
     async def negotiate(self) -> Accept:
         self.enter("preamble")

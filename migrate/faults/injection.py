@@ -41,7 +41,7 @@ from migrate.faults.plan import (
     Trigger,
     Truncate,
 )
-from migrate.protocol.messages import Message, RamBatch, Role
+from migrate.protocol.messages import Message, RamContent, Role
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.network import Connection, SimulatedLink, Speed
 from migrate.simulation.node import Life
@@ -118,7 +118,7 @@ class Injector(Hooks):
 
     def sending(self, link: SimulatedLink, message: Message, data: bytes) -> bytes:
         side = link.side
-        if isinstance(message, RamBatch) and message.round + 1 > self._counts[("round",)]:
+        if isinstance(message, RamContent) and message.round + 1 > self._counts[("round",)]:
             self._pass(("round",), link.life, link)
         for fault in self._due(("message", type(message).__name__, side, "before")):
             data = self._strike_data(fault, link, data, 0)

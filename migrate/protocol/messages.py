@@ -7,6 +7,7 @@ below `OPTIONAL` are mandatory (a reader that does not know one refuses, naming 
 Shapes for other languages: `messages.cddl`.  Who may send what when: `conversation.py`.
 """
 
+import struct
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
@@ -16,11 +17,13 @@ from migrate.reasons import Reason
 from migrate.specs.offer import Variant, Withheld
 from sim_vmm.integers import I64, U16, U32, U64, AtMost, Exactly
 
-PROTOCOL_VERSIONS: Final = (1,)
-"""What this build speaks, newest first."""
+PROTOCOL_VERSIONS: Final = (2, 1)
+"""What this build speaks, newest first.  2: guest RAM travels as `RamPages`."""
 
 OPTIONAL: Final = 0x8000
 """Types from here on may be skipped by a reader that does not know them."""
+
+PAGE_BYTES: Final = 4096
 
 RAM_BATCH_PAGES_MAX: Final = 4096
 """Pages with content in one batch, at most: 16 MiB."""
@@ -167,6 +170,39 @@ class RamBatch:
     extents: Annotated[tuple[Extent, ...], AtMost(RAM_BATCH_PAGES_MAX)]
     zero: Annotated[tuple[Extent, ...], AtMost(RAM_BATCH_PAGES_MAX)]
     checksum: U64
+
+    @property
+    def content_bytes(self) -> int:
+        """How many raw bytes follow the frame."""
+        return sum(extent.length for extent in self.extents)
+
+
+@attrs.frozen(kw_only=True)
+class RamPages:
+    """Guest pages, from protocol version 2 on in the place of `RamBatch`.
+
+    `pages` and `zero` are packed runs, 8 bytes each: the first page frame (guest-physical address / 4096) and how
+    many, big-endian u32, ascending and disjoint.  The contents of `pages`, in order, follow the frame as raw bytes, at
+    most 16 MiB; `zero` pages have no bytes.  `checksum` is xxh3-64 of the raw bytes.
+    """
+
+    TYPE: ClassVar[int] = 20
+    BODY_MAX: ClassVar[int] = 68 * KIBIBYTE
+    round: U32
+    pages: Annotated[bytes, AtMost(8 * RAM_BATCH_PAGES_MAX)] = attrs.field(repr=lambda runs: f"<{len(runs) // 8} runs>")
+    zero: Annotated[bytes, AtMost(8 * RAM_BATCH_PAGES_MAX)] = attrs.field(repr=lambda runs: f"<{len(runs) // 8} runs>")
+    checksum: U64
+
+    @property
+    def content_bytes(self) -> int:
+        """How many raw bytes follow the frame; of half a run, which nobody would take, nothing is counted."""
+        whole = len(self.pages) // 8 * 8
+        counts: tuple[int, ...] = struct.unpack(f"!{whole // 4}I", self.pages[:whole])[1::2]
+        return PAGE_BYTES * sum(counts)
+
+
+RamContent = RamPages | RamBatch
+"""Raw bytes follow the frame."""
 
 
 @attrs.frozen(kw_only=True)
@@ -393,6 +429,7 @@ Message = (
     | Accept
     | Refuse
     | RamBatch
+    | RamPages
     | RoundEnd
     | RoundStored
     | Paused
@@ -423,6 +460,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Accept,
         Refuse,
         RamBatch,
+        RamPages,
         RoundEnd,
         RoundStored,
         Paused,

@@ -22,7 +22,7 @@ from migrate.errors import DeadlineExpired, LocalProtocolError, PeerFailed, Remo
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Failure, Message, Preamble, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, Preamble, RamContent, Role
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.remembering import decode, decode_header, encode
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Signal, Wait
@@ -190,7 +190,7 @@ class SimulatedLink:
     async def send(self, message: Message) -> None:
         await self._send(message, b"", self._deadlines.frame_s)
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._send(batch, bytes(content), self._deadlines.frame_s)
 
     async def receive(self) -> Message:
