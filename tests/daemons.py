@@ -418,6 +418,8 @@ class Tap:
                 seen[kind] = seen.get(kind, 0) + 1
                 self.heard.append((sender, kind))
                 fault = self._fault(sender, kind, seen[kind])
+                if fault is not None and fault.then is not Ending.NONE:
+                    link.last_word = sender  # no answer passes before it has ended
                 await link.forward(sender, data if fault is None else fault.passes(data))
                 if fault is not None:
                     self._end(link, fault.then)
@@ -454,9 +456,10 @@ class _Carried:
     streams: dict[Role, trio.SocketStream]
     scope: trio.CancelScope
     silent: bool = False
+    last_word: Role | None = None
 
     async def forward(self, sender: Role, data: bytes) -> None:
-        if data and not self.silent:
+        if data and not self.silent and self.last_word in (None, sender):
             await self.streams[sender.peer].send_all(data)
 
     async def end_of(self, sender: Role) -> None:
