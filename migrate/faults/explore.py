@@ -17,10 +17,12 @@ from typing import Final
 import attrs
 
 from migrate.faults.injection import Injector, Key, trigger_of
+from migrate.faults.lies import ways
 from migrate.faults.plan import (
     MESSAGE_NAMES,
     PHASES,
     SENDERS,
+    UNTRUTHS_OF,
     Action,
     AtByte,
     AtMessage,
@@ -28,6 +30,7 @@ from migrate.faults.plan import (
     AtWrite,
     ClockJump,
     Cut,
+    Delay,
     DiskFull,
     Duplicate,
     End,
@@ -36,13 +39,17 @@ from migrate.faults.plan import (
     FlipBit,
     Freeze,
     HalfOpen,
+    Hang,
     ImportFailure,
     InPhase,
+    Jitter,
     Kill,
+    Lie,
     Moment,
     OneWay,
     Plan,
     PowerLoss,
+    Replay,
     Reset,
     Slice,
     Stall,
@@ -65,6 +72,7 @@ NODE_ACTIONS: Final[tuple[Action, ...]] = tuple(
         Kill(side=side, restart_s=None),
         PowerLoss(side=side),
         Freeze(side=side),
+        Hang(side=side),
     )
 )
 LINK_ACTIONS: Final[tuple[Action, ...]] = (
@@ -78,6 +86,8 @@ LINK_ACTIONS: Final[tuple[Action, ...]] = (
     Stall(side=Role.SOURCE),
     Stall(side=Role.TARGET),
     Throttle(),
+    *(Delay(side=side) for side in Role),
+    *(Jitter(side=side) for side in Role),
 )
 DATA: Final[tuple[Action, ...]] = (
     *(FlipBit(bit=bit) for bit in (0, 70, 420, -60, -1)),
@@ -132,6 +142,7 @@ class Tried:
     fired: int
     violations: tuple[Violation, ...]
     passed: tuple[tuple[Key, int], ...] = ()
+    said_before: frozenset[tuple[Key, int]] = frozenset()
 
     @property
     def outcome(self) -> str:
@@ -162,6 +173,7 @@ class Experiment:
             fired=len(injector.fired),
             violations=result.violations,
             passed=tuple(injector.passed or ()),
+            said_before=frozenset(injector.said_before),
         )
 
     def trace(self, plan: Plan) -> tuple[str, ...]:
@@ -182,7 +194,7 @@ def faults_at(key: Key, number: int) -> Iterator[Fault]:
 def _actions_at(trigger: Trigger) -> Iterable[Action]:
     match trigger:
         case AtMessage(moment=Moment.BEFORE):
-            return chain(LINK_ACTIONS, NODE_ACTIONS, DATA)
+            return chain(LINK_ACTIONS, NODE_ACTIONS, DATA, _lies_at(trigger))
         case AtMessage():
             return chain(LINK_ACTIONS, NODE_ACTIONS)
         case AtWrite(moment=Moment.BEFORE):
@@ -193,6 +205,13 @@ def _actions_at(trigger: Trigger) -> Iterable[Action]:
             return chain(NODE_ACTIONS, DISK_ACTIONS, STATE_ACTIONS)
         case _:
             return ()
+
+
+def _lies_at(trigger: AtMessage) -> Iterator[Action]:
+    for what, names in UNTRUTHS_OF.items():
+        if trigger.message in names:
+            for way in range(ways(what, trigger.message, trigger.side)):
+                yield Lie(what=what, way=way)
 
 
 def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
@@ -228,6 +247,8 @@ def pairs_after(experiment: Experiment, first: Fault) -> Iterator[Plan]:
     for key, number in tried.passed:
         for second in pair_faults_at(key, number):
             yield Plan(faults=(first, second))
+        if (key, number) in tried.said_before:
+            yield Plan(faults=(first, Fault(when=trigger_of(key, number), do=Replay())))
 
 
 def random_plan(seed: int) -> Plan:

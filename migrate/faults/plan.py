@@ -230,9 +230,13 @@ UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
 
 @attrs.frozen(kw_only=True)
 class Lie:
-    """In the place of this message goes one of a peer that does not keep to the protocol, well framed."""
+    """In the place of this message goes one of a peer that does not keep to the protocol, well framed.
+
+    `way` is one of the ways to tell it, see `migrate.faults.lies`; those that are too many begin again.
+    """
 
     what: Untruth = Untruth.WRONG_MESSAGE
+    way: int = attrs.field(default=0, validator=_above(0))
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,7 @@ a socket: the real codec, every move checked against the table, a time limit for
 the peer's failure before it speaks.  Encoding and decoding are pure, so their answers are remembered (`remembering`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -61,6 +61,7 @@ class Pipe:
     is_over: bool = False  # nothing more comes, and what has come can be read
     was_reset: bool = False
     severed: bool = False
+    jitter_ns: Callable[[], int] | None = None  # by how much what is put next is late
     _closed: bool = False  # nothing more is taken
     _wire_free_ns: int = 0
     _held_until_ns: int = 0
@@ -103,6 +104,8 @@ class Pipe:
 
     def _arrive(self, on_wire_ns: int, data: bytes | None) -> None:
         when_ns = max(on_wire_ns, self._held_until_ns) + self.speed.latency_ns
+        if self.jitter_ns is not None:
+            when_ns += self.jitter_ns()
         self._last_arrival_ns = when_ns = max(when_ns, self._last_arrival_ns)
         self.scheduler.at(when_ns, lambda: self._deliver(data))
 
