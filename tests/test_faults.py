@@ -162,6 +162,22 @@ def test_a_replay_needs_an_older_connection_on_which_the_same_was_said() -> None
         assert (tried.fired, tried.owner) == (number, owner)
 
 
+REPLAYED = [("RamBatch", 4), ("TimeOfDay", 2), ("ServerState", 2)]
+"""From which number on they are of the second attempt, if the first ends just before it is prepared."""
+
+
+@pytest.mark.parametrize(("message", "number"), REPLAYED, ids=[message for message, _ in REPLAYED])
+def test_state_of_an_earlier_attempt_is_not_taken_for_that_of_this_one(message: str, number: int) -> None:
+    """Every frame of it is whole, and in its place; found by pairs, and what the transcript is for."""
+    ended = Fault(when=AtMessage(message="Prepare", side=Role.SOURCE), do=Reset())
+    again = Fault(when=AtMessage(message=message, side=Role.SOURCE, number=number), do=Replay())
+    tried = EXPERIMENT.run(Plan(faults=(ended, again)))
+    assert tried.violations == ()
+    assert (tried.fired, tried.owner) == (2, "target")
+    assert {"target: RemoteProtocolError", "source: PeerFailed"} < set(tried.published)
+    assert sorted(tried.published[-2:]) == sorted(MOVED)
+
+
 def test_a_fault_that_never_comes_up_does_nothing() -> None:
     late = Fault(when=AtMessage(message="Ready", side=Role.TARGET, number=9), do=Reset())
     tried = EXPERIMENT.run(Plan(faults=(late,)))

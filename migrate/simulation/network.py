@@ -190,6 +190,10 @@ class SimulatedLink:
 
     # The port that engines await
 
+    @property
+    def transcript(self) -> int:
+        return self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         await self._send(message, b"", self._deadlines.frame_s)
 
@@ -201,7 +205,7 @@ class SimulatedLink:
         if self._opening is not None:
             message, self._opening = self._opening, None
         else:
-            message = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+            message = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
         self._hooks.received(self, message)
         return message
 
@@ -218,7 +222,7 @@ class SimulatedLink:
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`."""
-        self._opening = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+        self._opening = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
 
     def close(self) -> None:
         """What was said still arrives."""
@@ -252,7 +256,7 @@ class SimulatedLink:
         while self._preface_heard and self.conversation.phase is not Phase.ENDED:
             if not (self.incoming.arrived or self.incoming.is_over or self.incoming.was_reset):
                 return
-            heard = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+            heard = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
             raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
 
     def _encode(self, message: Message) -> bytes:
@@ -261,17 +265,19 @@ class SimulatedLink:
             self._advance(self.role, message)
         except (OutOfTurn, ValueError) as error:
             raise LocalProtocolError(str(error)) from error
+        self.conversation.note(data[: frames.HEADER.size])
         if not self._preface_sent:
             self._preface_sent = True
             data = frames.PREFACE + data
         return data
 
-    def _understand(self, message: Message) -> Message:
+    def _understand(self, head: bytes, message: Message) -> Message:
         phase = self.conversation.phase
         try:
             self._advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self.conversation.note(head)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message
@@ -284,7 +290,8 @@ class SimulatedLink:
         if self.conversation.phase is not before:
             self._phase_ends_ns = self._allowed_until(self.conversation.phase)
 
-    async def _read_message(self, limit_ns: int) -> Message:
+    async def _read_message(self, limit_ns: int) -> tuple[bytes, Message]:
+        """The next message, and the header that it had."""
         if not self._preface_heard:
             frames.check_preface(await self._read(len(frames.PREFACE), limit_ns))
             self._preface_heard = True
@@ -293,7 +300,7 @@ class SimulatedLink:
             header = decode_header(head)
             body = await self._read(header.length, limit_ns)
             if not header.skippable:
-                return decode(head, body)
+                return head, decode(head, body)
             frames.check_body(header, body)
 
     async def _read(self, length: int, limit_ns: int) -> bytes:
