@@ -480,6 +480,7 @@ LIES: list[tuple[str, Tamper, type[MigrationError], str]] = [
         "console history",
     ),
     ("a frame of another attempt", instead(Transcript, changed(digest=7)), RemoteProtocolError, "has not said what"),
+    ("a transcript twice", instead(Transcript, same, same), RemoteProtocolError, "has not said what"),
     ("another clock", instead(TimeOfDay, changed(hrtime=86_400_000_000_001)), RemoteProtocolError, "has not said what"),
     ("a generation that is dead", instead(Prepare, changed(generation=0)), RemoteProtocolError, "0 is not above N(0)"),
 ]

@@ -162,7 +162,7 @@ def test_a_replay_needs_an_older_connection_on_which_the_same_was_said() -> None
         assert (tried.fired, tried.owner) == (number, owner)
 
 
-REPLAYED = [("RamBatch", 4), ("TimeOfDay", 2), ("ServerState", 2)]
+REPLAYED = [("RamPages", 4), ("TimeOfDay", 2), ("ServerState", 2)]
 """From which number on they are of the second attempt, if the first ends just before it is prepared."""
 
 

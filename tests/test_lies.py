@@ -19,7 +19,7 @@ from migrate.faults.plan import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import NEXT
-from migrate.protocol.messages import Hello, Message, RamBatch, Role
+from migrate.protocol.messages import Hello, Message, RamContent, Role
 from migrate.simulation.network import SimulatedLink
 from migrate.simulation.remembering import remembering
 from tests.worlds import SPEC
@@ -73,9 +73,7 @@ def test_a_lie_is_another_message_in_a_frame_that_is_whole(conversation: list[Sa
             header = frames.decode_header(head)
             read = frames.decode_body(header, body[: header.length])
             assert read != message
-            assert len(body) - header.length == sum(
-                extent.length for extent in (read.extents if isinstance(read, RamBatch) else ())
-            )
+            assert len(body) - header.length == (read.content_bytes if isinstance(read, RamContent) else 0)
             if what is Untruth.WRONG_MESSAGE:
                 here = {phase for phase, sender, kind in NEXT if (sender, kind) == (role, type(message))}
                 assert not [phase for phase in here if (phase, role, type(read)) in NEXT]

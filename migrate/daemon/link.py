@@ -255,27 +255,6 @@ class SocketLink:
         return count
 
 
-class NoLink:
-    """A link that leads nowhere, for what is done without a peer: a Link (migrate/engine/ports.py)."""
-
-    transcript = 0
-
-    async def send(self, message: Message) -> None:
-        raise TransportLost(f"nobody is there to be told {type(message).__name__}")
-
-    async def receive(self) -> Message:
-        raise TransportLost("nobody is there to say anything")
-
-    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-        raise TransportLost("nobody is there to be sent guest RAM")
-
-    async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
-        raise TransportLost("nobody is there to send guest RAM")
-
-    def forbid_cancelling(self) -> None:
-        pass
-
-
 async def connect(host: str, port: int, deadlines: Deadlines) -> trio.SocketStream:
     """A connection to a source.
 

@@ -269,15 +269,14 @@ class _Target:
     async def hear_prepare(self) -> object:
         """Raises RemoteProtocolError: what arrived is not what the source has said, though every frame was whole."""
         here = self.link.transcript
-        message = await self.link.receive()
-        if not isinstance(message, Transcript):  # an older source does not say it
-            return message
-        if message.digest != here:
-            raise RemoteProtocolError(
-                f"the source has not said what arrived here: the transcript is {message.digest:#018x} there and "
-                f"{here:#018x} here; a frame of another attempt was among it, or one was lost"
-            )
-        return await self.link.receive()
+        while isinstance(message := await self.link.receive(), Transcript):  # an older source does not say it
+            if message.digest != here:
+                raise RemoteProtocolError(
+                    f"the source has not said what arrived here: the transcript is {message.digest:#018x} there and "
+                    f"{here:#018x} here; a frame of another attempt was among it, or one was lost"
+                )
+            here = self.link.transcript
+        return message
 
     async def await_commit(self, handoff: "Handoff") -> Arrived:
         """Raises ImageHeld if the link fails, and another MigrationError if the source kept the machine."""

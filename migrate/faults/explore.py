@@ -26,6 +26,7 @@ from migrate.faults.plan import (
     Action,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     ClockJump,
@@ -53,6 +54,7 @@ from migrate.faults.plan import (
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Trigger,
@@ -61,6 +63,7 @@ from migrate.faults.plan import (
 from migrate.protocol.messages import Role
 from migrate.simulation.audits import Violation
 from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.storage import SharedStorage
 from migrate.simulation.world import World
 from sim_vmm.spec import Spec
 
@@ -114,6 +117,10 @@ DISK_ACTIONS: Final[tuple[Action, ...]] = tuple(
     )
 )
 
+STORAGE_ACTIONS: Final[tuple[Action, ...]] = tuple(
+    StorageOutage(side=side, for_s=for_s) for side in Role for for_s in (30.0, 1000.0)
+)
+
 PAIR_ACTIONS: Final[tuple[Action, ...]] = (
     Kill(side=Role.SOURCE),
     Kill(side=Role.TARGET),
@@ -153,13 +160,15 @@ class Tried:
 
 @attrs.frozen(kw_only=True)
 class Experiment:
-    """The migration that is disturbed."""
+    """The migration that is disturbed; with `fenced`, of a machine whose disks are on shared storage with a fence."""
 
     spec: Spec
     foundry: Foundry = attrs.field(factory=LightMachines)
+    fenced: bool = False
 
     def world(self, injector: Injector, *, traced: bool = False) -> World:
-        return World(spec=self.spec, foundry=self.foundry, hooks=injector, traced=traced)
+        storage = SharedStorage() if self.fenced else None
+        return World(spec=self.spec, foundry=self.foundry, hooks=injector, storage=storage, traced=traced)
 
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""
@@ -201,6 +210,8 @@ def _actions_at(trigger: Trigger) -> Iterable[Action]:
             return chain(NODE_ACTIONS, DISK_ACTIONS, (Cut(), Reset()))
         case AtWrite():
             return chain(NODE_ACTIONS, (Cut(), Reset()))
+        case AtTake():
+            return chain(NODE_ACTIONS, DISK_ACTIONS, STORAGE_ACTIONS, (Cut(), Cut(for_s=1000.0), Reset()))
         case InPhase():
             return chain(NODE_ACTIONS, DISK_ACTIONS, STATE_ACTIONS)
         case _:
@@ -222,6 +233,8 @@ def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
             actions = PAIR_DISK_ACTIONS
         case AtMessage(moment=Moment.BEFORE | Moment.RECEIVED) | AtWrite():
             actions = PAIR_ACTIONS
+        case AtTake():
+            actions = (*PAIR_DISK_ACTIONS, *STORAGE_ACTIONS[::2])
         case _:
             actions = ()
     for action in actions:
@@ -258,9 +271,22 @@ def random_plan(seed: int) -> Plan:
     count = random.randint(1, 5)
     while len(faults) < count:
         trigger = _random_trigger(random)
-        actions = list(_actions_at(trigger)) or [*LINK_ACTIONS, *NODE_ACTIONS, *DISK_ACTIONS, *STATE_ACTIONS]
+        actions = list(_actions_at(trigger)) or [
+            *LINK_ACTIONS,
+            *NODE_ACTIONS,
+            *DISK_ACTIONS,
+            *STATE_ACTIONS,
+            *STORAGE_ACTIONS,
+        ]
         if isinstance(trigger, AtByte):
             actions = [*LINK_ACTIONS, *DATA]
+        if isinstance(trigger, AtMessage) and trigger.moment is Moment.BEFORE:
+            lies = [action for action in actions if isinstance(action, Lie)]
+            actions = [
+                *(action for action in actions if not isinstance(action, Lie)),
+                *random.sample(lies, 4),
+                Replay(),
+            ]
         action = random.choice(actions)
         if isinstance(action, FlipBit):
             action = FlipBit(bit=random.randrange(1 << 20))
@@ -281,7 +307,8 @@ def _random_trigger(random: Random) -> Trigger:
             )
         case 2:
             moment = random.choice((Moment.BEFORE, Moment.AFTER))
-            return AtWrite(side=side, number=random.choice((1, 1, 2, 3)), moment=moment)
+            kind = random.choice((AtWrite, AtWrite, AtTake))
+            return kind(side=side, number=random.choice((1, 1, 2, 3)), moment=moment)
         case 3:
             if random.random() < 0.5:
                 return AtByte(side=side, byte=random.randint(1, 160_000 if side is Role.SOURCE else 800))

@@ -15,6 +15,7 @@ from migrate.faults.plan import (
     Action,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     ClockJump,
@@ -43,6 +44,7 @@ from migrate.faults.plan import (
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Trigger,
@@ -70,6 +72,8 @@ def key_of(trigger: Trigger) -> tuple[Key, int]:
             return ("phase", phase, side.value), number
         case AtWrite(side=side, number=number, moment=moment):
             return ("write", side.value, moment.value), number
+        case AtTake(side=side, number=number, moment=moment):
+            return ("take", side.value, moment.value), number
         case InRound(round=number):
             return ("round",), number
         case AtByte(side=side, byte=byte):
@@ -87,6 +91,8 @@ def trigger_of(key: Key, number: int) -> Trigger:
             return InPhase(phase=phase, side=Role(side), number=number)
         case ("write", side, moment):
             return AtWrite(side=Role(side), number=number, moment=Moment(moment))
+        case ("take", side, moment):
+            return AtTake(side=Role(side), number=number, moment=Moment(moment))
         case ("round",):
             return InRound(round=number)
         case _:
@@ -157,6 +163,12 @@ class Injector(Hooks):
 
     def written(self, life: Life) -> None:
         self._pass(("write", life.side.value, "after"), life, None)
+
+    def taking(self, life: Life) -> None:
+        self._pass(("take", life.side.value, "before"), life, None)
+
+    def taken(self, life: Life) -> None:
+        self._pass(("take", life.side.value, "after"), life, None)
 
     def exporting(self, life: Life) -> None:
         if self._export_failures > 0:
@@ -289,6 +301,11 @@ class Injector(Hooks):
                 world.node(side).disk.full = times
             case SyncError(side=side, times=times):
                 world.node(side).disk.failing_syncs = times
+            case StorageOutage(side=side, for_s=for_s):
+                if world.storage is not None:
+                    out, name = world.storage.unreachable, world.node(side).name
+                    out.add(name)
+                    scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: out.discard(name))
             case _:
                 return False
         return True

@@ -10,6 +10,7 @@ it, so the same lie can be told in a simulation and by a proxy between two daemo
     wrong-count         one too many, or one too few
 """
 
+import struct
 from typing import Any, Final
 
 import attrs
@@ -38,6 +39,8 @@ from migrate.protocol.messages import (
     Preamble,
     Prepare,
     RamBatch,
+    RamContent,
+    RamPages,
     Ready,
     Refuse,
     Released,
@@ -81,8 +84,7 @@ def told(what: Untruth, sender: Role, message: Message, data: bytes, way: int = 
         kind = _out_of_turn(type(message).__name__, sender)[way]
         return preface + frames.encode_frame(_SPECIMENS[kind](getattr(message, "generation", 1)))
     false = _FALSE[what, type(message).__name__][way](message)
-    pages = sum(extent.length for extent in false.extents) if isinstance(false, RamBatch) else 0
-    return preface + frames.encode_frame(false) + bytes(pages)
+    return preface + frames.encode_frame(false) + bytes(false.content_bytes if isinstance(false, RamContent) else 0)
 
 
 def _oversize(kind: type[Message]) -> bytes:
@@ -159,6 +161,13 @@ def _batch(message: RamBatch, *extents: tuple[int, int], zero: tuple[tuple[int, 
     return RamBatch(round=message.round, extents=named, zero=zeros, checksum=xxhash.xxh3_64_intdigest(content))
 
 
+def _pages(message: RamPages, *runs: tuple[int, int], zero: tuple[tuple[int, int], ...] = ()) -> RamPages:
+    """The same in page frames and counts."""
+    named, zeros = (b"".join(struct.pack("!II", *run) for run in rows) for rows in (runs, zero))
+    content = bytes(PAGE_SIZE * sum(count for _, count in runs))
+    return RamPages(round=message.round, pages=named, zero=zeros, checksum=xxhash.xxh3_64_intdigest(content))
+
+
 _FALSE: Final[dict[tuple[Untruth, str], tuple[Any, ...]]] = {
     (Untruth.UNKNOWN_VERSION, "Hello"): (lambda hello: attrs.evolve(hello, protocol_versions=(UNKNOWN_VERSION,)),),
     (Untruth.UNKNOWN_VERSION, "Preamble"): (
@@ -188,6 +197,18 @@ _FALSE: Final[dict[tuple[Untruth, str], tuple[Any, ...]]] = {
         lambda batch: _batch(batch, ((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE)),  # past the end of all addresses
         lambda batch: _batch(batch, zero=((0, ZERO_PAGES_MAX * PAGE_SIZE),)),  # past the end of RAM, or over a hole
         lambda batch: _batch(batch, zero=((0, (ZERO_PAGES_MAX + 1) * PAGE_SIZE),)),  # too many
+    ),
+    (Untruth.BAD_EXTENTS, "RamPages"): (
+        lambda batch: _pages(batch, (1 << 31, 1)),  # where no RAM is
+        lambda batch: _pages(batch, (0, 1), (0, 1)),  # twice
+        lambda batch: _pages(batch, (1, 1), (0, 1)),  # descending
+        lambda batch: _pages(batch, (0, 2), (1, 2)),  # overlapping
+        lambda batch: _pages(batch, (0, 0)),
+        lambda batch: _pages(batch, (0, 1), zero=((0, 1),)),  # both
+        lambda batch: _pages(batch, ((1 << 32) - 1, 2)),  # past the end of all addresses
+        lambda batch: attrs.evolve(_pages(batch, (0, 1)), zero=b"half"),  # no whole runs
+        lambda batch: _pages(batch, zero=((0, ZERO_PAGES_MAX),)),  # past the end of RAM, or over a hole
+        lambda batch: _pages(batch, zero=((0, ZERO_PAGES_MAX + 1),)),  # too many
     ),
     (Untruth.WRONG_COUNT, "RoundEnd"): (
         lambda end: attrs.evolve(end, pages=end.pages + 1),
