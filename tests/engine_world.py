@@ -148,6 +148,10 @@ class MemoryLink:
     torn: bool = False
     conversation: Conversation = attrs.field(factory=Conversation)
 
+    @property
+    def transcript(self) -> int:
+        return self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         await self._send(message, b"")
 
@@ -163,6 +167,7 @@ class MemoryLink:
             self.conversation.advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self.conversation.note(bytes(header))
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
         return message
@@ -189,6 +194,7 @@ class MemoryLink:
             self.conversation.advance(self.role, message)
         except OutOfTurn as error:
             raise LocalProtocolError(str(error)) from error
+        self.conversation.note(encode_frame(message)[: HEADER.size])
         self.outbox.data += b"".join(map(encode_frame, self.world.tamper(message))) + content
         self.world.happened(f"{self.role} sends {_short(message)}")
         self.world.advance(NS_PER_BYTE * len(content))

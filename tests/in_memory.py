@@ -40,15 +40,21 @@ class MemoryLink:
     into: "trio.MemoryReceiveChannel[bytes]"
     conversation: Conversation = attrs.field(factory=Conversation)
 
+    @property
+    def transcript(self) -> int:
+        return self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         frame = encode_frame(message)
         self.conversation.advance(self.role, message)
+        self.conversation.note(frame[: HEADER.size])
         await self.out.send(frame)
 
     async def receive(self) -> Message:
         frame = await self.into.receive()
         message = decode_body(decode_header(frame[: HEADER.size]), frame[HEADER.size :])
         self.conversation.advance(self.role.peer, message)
+        self.conversation.note(frame[: HEADER.size])
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
         return message

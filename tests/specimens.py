@@ -41,6 +41,7 @@ from migrate.protocol.messages import (
     Settle,
     Standing,
     TimeOfDay,
+    Transcript,
     Unknown,
     Welcome,
 )
@@ -133,6 +134,7 @@ _ALL: Final[tuple[Message, ...]] = (
     Gone(generation=2),
     Unknown(generation=2),
     Failure(phase="devices", error="DeviceStateError", message="device 'nic': its queue 1 is in no legal state"),
+    Transcript(digest=0x2D06_8005_38D3_94C2),
 )
 
 SPECIMENS: Final[dict[type[Message], Message]] = {type(message): message for message in _ALL}

@@ -32,6 +32,7 @@ from migrate.protocol.messages import (
     ServerState,
     Settle,
     TimeOfDay,
+    Transcript,
     Unknown,
     Welcome,
 )
@@ -63,6 +64,7 @@ TO_PROMISE: list[Step] = [
     (SOURCE, DeviceState, Phase.DEVICES),
     (SOURCE, DevicesEnd, Phase.SERVER_STATE),
     (SOURCE, ServerState, Phase.PREPARE),
+    (SOURCE, Transcript, Phase.PREPARE),
     (SOURCE, Prepare, Phase.READY),
     (TARGET, Ready, Phase.COMMIT),
     (SOURCE, Commit, Phase.OWNED),

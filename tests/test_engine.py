@@ -44,6 +44,7 @@ from migrate.protocol.messages import (
     RoundStored,
     ServerState,
     TimeOfDay,
+    Transcript,
     Welcome,
 )
 from migrate.releases import builtin_releases
@@ -117,6 +118,7 @@ def test_each_record_is_written_before_the_message_that_tells_of_it(world: World
         "source sends DeviceState",
         "source sends DevicesEnd",
         "source sends ServerState",
+        "source sends Transcript",
         "source sends Prepare(2)",
         "target writes R(2)",
         "target sends Ready(2)",
@@ -477,6 +479,9 @@ LIES: list[tuple[str, Tamper, type[MigrationError], str]] = [
         RemoteProtocolError,
         "console history",
     ),
+    ("a frame of another attempt", instead(Transcript, changed(digest=7)), RemoteProtocolError, "has not said what"),
+    ("a transcript twice", instead(Transcript, same, same), RemoteProtocolError, "has not said what"),
+    ("another clock", instead(TimeOfDay, changed(hrtime=86_400_000_000_001)), RemoteProtocolError, "has not said what"),
     ("a generation that is dead", instead(Prepare, changed(generation=0)), RemoteProtocolError, "0 is not above N(0)"),
 ]
 
@@ -494,6 +499,11 @@ def test_a_target_that_is_lied_to_says_so_and_keeps_nothing(
     assert (heard.error, heard.message) == (error.__name__, str(target.result))
     assert_undone(world, target, heard)
     world.tamper = lambda message: (message,)
+    assert world.migrate(world.new_target()) is None
+
+
+def test_a_source_that_gives_no_transcript_is_believed(world: World) -> None:
+    world.tamper = instead(Transcript)
     assert world.migrate(world.new_target()) is None
 
 

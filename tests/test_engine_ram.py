@@ -31,6 +31,7 @@ class Wire:
     sent: list[tuple[Message, bytes]] = attrs.field(factory=list)
     content: bytes = b""
     reads: int = 0
+    transcript: int = 0
 
     async def send(self, message: Message) -> None:
         self.sent.append((message, b""))

@@ -9,6 +9,7 @@ from migrate.faults.plan import (
     Action,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     Fault,
@@ -31,6 +32,7 @@ TRIGGERS: list[Trigger] = [
     AtMessage(message="Ready", side=Role.TARGET, number=2, moment=Moment.RECEIVED),
     AtMessage(message="Commit", side=Role.SOURCE),
     AtByte(side=Role.SOURCE, byte=70_000),
+    AtTake(side=Role.TARGET, moment=Moment.AFTER),
     InPhase(phase="last ram", side=Role.SOURCE),
     AtWrite(side=Role.TARGET, number=3, moment=Moment.AFTER),
     InRound(round=2),
@@ -54,7 +56,7 @@ def test_every_action_comes_back_from_toml(name: str) -> None:
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: type(trigger).__name__)
 def test_every_trigger_comes_back_from_toml(trigger: Trigger) -> None:
-    plan = Plan(faults=(Fault(when=trigger, do=Kill(side=Role.SOURCE, restart_s=None)),), spec='a "b".json')
+    plan = Plan(faults=(Fault(when=trigger, do=Kill(side=Role.SOURCE, restart_s=None)),), spec='a "b".json', fence=True)
     assert read_plan(write_plan(plan)) == plan
 
 
@@ -84,8 +86,9 @@ WHEN = 'when = {at = "message", message = "Ready", side = "target"}'
 DO = 'do = {action = "reset"}'
 BAD = [
     ("[[fault", "this is no TOML"),
-    ("faults = []", "there is no key 'faults'; known here are seed, spec, fault"),
+    ("faults = []", "there is no key 'faults'; known here are seed, spec, fence, fault"),
     ('seed = "x"', "seed is 'x'; it must be an integer"),
+    ("fence = 1", "fence is 1; it must be true or false"),
     ("spec = 1", "spec is 1; it must be the path of a file"),
     ("fault = 1", "fault is no list of tables; write [[fault]]"),
     ("fault = [1]", "fault 1 is no table; write [[fault]], then when = {…} and do = {…}"),
@@ -131,6 +134,10 @@ BAD = [
     (
         f'[[fault]]\n{WHEN}\ndo = {{action = "kill", side = "source", restart_s = true}}',
         'fault 1, do: restart_s is True; it must be a number or "never"',
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "take", side = "source", moment = "received"}}\n{DO}',
+        "fault 1, when: moment is 'received'; of a take it must be 'before' or 'after'",
     ),
     (
         '[[fault]]\nwhen = {at = "time", seconds = 1}\ndo = {action = "truncate"}',

@@ -11,6 +11,7 @@ from migrate.faults.plan import (
     AtWrite,
     ClockJump,
     Cut,
+    Delay,
     DiskFull,
     Duplicate,
     End,
@@ -19,14 +20,18 @@ from migrate.faults.plan import (
     FlipBit,
     Freeze,
     HalfOpen,
+    Hang,
     ImportFailure,
     InPhase,
     InRound,
+    Jitter,
     Kill,
+    Lie,
     Moment,
     OneWay,
     Plan,
     PowerLoss,
+    Replay,
     Reset,
     Slice,
     Stall,
@@ -34,6 +39,7 @@ from migrate.faults.plan import (
     Throttle,
     Trigger,
     Truncate,
+    Untruth,
 )
 from migrate.protocol.messages import Role
 from tests.worlds import SPEC
@@ -95,6 +101,26 @@ CASES: list[tuple[Trigger, Action, str, list[str]]] = [
     (IN_ROUND_2, ImportFailure(), "target", published("target: DeviceStateError", "source: PeerFailed", *MOVED)),
     (IN_ROUND_2, ClockJump(side=Role.TARGET, seconds=-5.0), "target", MOVED),
     (IN_ROUND_2, Freeze(side=Role.TARGET, for_s=3.0), "target", MOVED),
+    (IN_ROUND_2, Delay(side=Role.TARGET, seconds=3.0), "target", MOVED),
+    (AT_DEVICES, Jitter(side=Role.SOURCE, seconds=3.0), "target", MOVED),
+    (
+        AT_COMMIT,
+        Jitter(side=Role.SOURCE, seconds=1000.0),
+        "target",
+        published("target: migrated", "source: HandoffInDoubt", "source: migrated"),
+    ),
+    (
+        IN_ROUND_2,
+        Hang(side=Role.TARGET),
+        "target",
+        published("source: DeadlineExpired", "target: PeerFailed", *MOVED),
+    ),
+    (
+        AT_READY,
+        Lie(what=Untruth.WRONG_MESSAGE),
+        "target",
+        published("source: RemoteProtocolError", "target: PeerFailed", *MOVED),
+    ),
 ]
 
 
@@ -126,6 +152,30 @@ def test_a_fault_can_strike_at_a_time_and_in_a_phase() -> None:
     tried = EXPERIMENT.run(plan)
     assert tried.violations == ()
     assert tried.fired == 2
+
+
+def test_a_replay_needs_an_older_connection_on_which_the_same_was_said() -> None:
+    for number, owner in ((1, "target"), (2, "target")):
+        again = Fault(when=AtMessage(message="Accept", side=Role.TARGET, number=number), do=Replay())
+        tried = EXPERIMENT.run(Plan(faults=(Fault(when=IN_ROUND_2, do=Reset()), again)))
+        assert tried.violations == ()
+        assert (tried.fired, tried.owner) == (number, owner)
+
+
+REPLAYED = [("RamPages", 4), ("TimeOfDay", 2), ("ServerState", 2)]
+"""From which number on they are of the second attempt, if the first ends just before it is prepared."""
+
+
+@pytest.mark.parametrize(("message", "number"), REPLAYED, ids=[message for message, _ in REPLAYED])
+def test_state_of_an_earlier_attempt_is_not_taken_for_that_of_this_one(message: str, number: int) -> None:
+    """Every frame of it is whole, and in its place; found by pairs, and what the transcript is for."""
+    ended = Fault(when=AtMessage(message="Prepare", side=Role.SOURCE), do=Reset())
+    again = Fault(when=AtMessage(message=message, side=Role.SOURCE, number=number), do=Replay())
+    tried = EXPERIMENT.run(Plan(faults=(ended, again)))
+    assert tried.violations == ()
+    assert (tried.fired, tried.owner) == (2, "target")
+    assert {"target: RemoteProtocolError", "source: PeerFailed"} < set(tried.published)
+    assert sorted(tried.published[-2:]) == sorted(MOVED)
 
 
 def test_a_fault_that_never_comes_up_does_nothing() -> None:

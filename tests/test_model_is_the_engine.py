@@ -91,6 +91,7 @@ class Notes:
     session: int = HELD_SESSION
     highest: int = 6
     keeps_images: bool = True
+    transcript: int = 0
     done: list[str] = attrs.field(factory=list)
 
     async def new_generation(self) -> int:

@@ -25,6 +25,10 @@ TOLD_EVERY_S: Final = 2.0
 MEMORY_MB: Final = 1
 """Simulated machines have as much RAM as their guest uses, so that there can be thousands of them."""
 
+Fenced = Annotated[
+    bool,
+    Parameter(name="--fence", negative="", help="The machine's disks are on shared storage, behind a fence."),
+]
 RealMachine = Annotated[
     bool, Parameter(name="--real-machine", negative="", help="Emulate every device of the spec: slower.")
 ]
@@ -44,6 +48,7 @@ def explore(
         Path | None, Parameter(help="Note here what has been done, and go on from there next time.")
     ] = None,
     out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
+    fence: Fenced = False,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -59,11 +64,11 @@ def explore(
     spec
         The machine's spec.
     """
-    order = _order(faults, random, seed)
+    order = attrs.evolve(_order(faults, random, seed), fenced=fence)
     count = workers_ if workers_ is not None else os.cpu_count() or 1
     if count < 1:
         raise BadInput(f"--workers is {count}; there must be at least one")
-    experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine))
+    experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine), fenced=fence)
     try:
         work = Campaign(order=order) if campaign is None else Campaign.load(campaign, order)
     except CampaignError as error:
@@ -78,7 +83,7 @@ def explore(
         "outcomes": dict(sorted(work.outcomes.items())),
         "violations": [
             {"plan": str(path), "check": found.check, "message": found.message}
-            for found, path in _leave_plans(work.violations, out, spec)
+            for found, path in _leave_plans(work.violations, out, spec, fence)
         ],
     }
     if json:
@@ -135,13 +140,13 @@ def _teller(path: Path | None, begun: float) -> Callable[[Campaign, int], None]:
     return after_chunk
 
 
-def _leave_plans(violations: list[Found], out: Path, spec: Path) -> list[tuple[Found, Path]]:
+def _leave_plans(violations: list[Found], out: Path, spec: Path, fence: bool) -> list[tuple[Found, Path]]:
     left = []
     for number, found in enumerate(violations, 1):
         path = out / f"violation-{number:04}.toml"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            path.write_text(write_plan(attrs.evolve(found.plan, spec=str(spec.resolve()))))
+            path.write_text(write_plan(attrs.evolve(found.plan, spec=str(spec.resolve()), fence=fence)))
         except OSError as error:
             raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
         left.append((found, path))
@@ -162,6 +167,7 @@ def replay(
     /,
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
+    fence: Fenced = False,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -184,7 +190,11 @@ def replay(
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")
-    experiment = Experiment(spec=simulated(read(file, api_version).spec), foundry=foundry(real_machine))
+    experiment = Experiment(
+        spec=simulated(read(file, api_version).spec),
+        foundry=foundry(real_machine),
+        fenced=fence or read_it.fence,
+    )
     tried = experiment.run(read_it)
     violations = [attrs.asdict(violation) for violation in tried.violations]
     if json:

@@ -62,6 +62,10 @@ class SocketLink:
 
     # The port that engines await
 
+    @property
+    def transcript(self) -> int:
+        return self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         limit_s = self._deadlines.farewell_s
         if not isinstance(message, Failure):
@@ -178,6 +182,7 @@ class SocketLink:
             self._advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self.conversation.note(bytes(header))
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message
@@ -190,6 +195,7 @@ class SocketLink:
             self._advance(self.role, message)
         except (OutOfTurn, ValueError) as error:
             raise LocalProtocolError(str(error)) from error
+        self.conversation.note(data[: frames.HEADER.size])
         if not self._preface_sent:
             self._preface_sent = True
             data = frames.PREFACE + data
@@ -247,25 +253,6 @@ class SocketLink:
                 f"the {self.role.peer} closed the connection in phase {self.conversation.phase.value!r}, {where}"
             )
         return count
-
-
-class NoLink:
-    """A link that leads nowhere, for what is done without a peer: a Link (migrate/engine/ports.py)."""
-
-    async def send(self, message: Message) -> None:
-        raise TransportLost(f"nobody is there to be told {type(message).__name__}")
-
-    async def receive(self) -> Message:
-        raise TransportLost("nobody is there to say anything")
-
-    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-        raise TransportLost("nobody is there to be sent guest RAM")
-
-    async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
-        raise TransportLost("nobody is there to send guest RAM")
-
-    def forbid_cancelling(self) -> None:
-        pass
 
 
 async def connect(host: str, port: int, deadlines: Deadlines) -> trio.SocketStream:

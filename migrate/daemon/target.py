@@ -17,12 +17,13 @@ from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.journal import Owed
-from migrate.daemon.link import NoLink, SocketLink, connect
+from migrate.daemon.link import SocketLink, connect
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.state import Debt
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import NEVER_HAD, declining, taken_already
+from migrate.engine.no_link import NoLink
 from migrate.engine.ownership import Ownership
 from migrate.engine.target import (
     Arrived,

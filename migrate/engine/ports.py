@@ -19,6 +19,10 @@ from sim_vmm.spec import Spec
 class Link(Protocol):
     """The conversation with the peer.  Every method raises a MigrationError if the attempt cannot go on."""
 
+    @property
+    def transcript(self) -> int:
+        """Stands for everything that was said so far, in both directions."""
+
     async def send(self, message: Message) -> None:
         """Send a message that is this side's to send.
 

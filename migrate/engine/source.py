@@ -73,6 +73,7 @@ from migrate.protocol.messages import (
     Settle,
     Standing,
     TimeOfDay,
+    Transcript,
     Unknown,
     Welcome,
 )
@@ -289,6 +290,7 @@ class _Source:
             await link.send(server)
         self.enter("handoff")
         with attempt.step("ready"):
+            await link.send(Transcript(digest=link.transcript))
             await link.send(Prepare(generation=generation))
             image = None
             if self.journal.keeps_images:  # made now, while the target works

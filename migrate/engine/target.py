@@ -61,6 +61,7 @@ from migrate.protocol.messages import (
     ServerState,
     Standing,
     TimeOfDay,
+    Transcript,
     Unknown,
     Welcome,
 )
@@ -248,7 +249,7 @@ class _Target:
     async def promise(self, machine: Machine) -> "Handoff":
         """Note that the image is complete, then say so.  From here on only the source can end this."""
         self.enter("handoff")
-        prepare = await self.link.receive()
+        prepare = await self.hear_prepare()
         assert isinstance(prepare, Prepare), "the table allows nothing else"
         assert self.journal is not None, "the verdict needed it"
         assert self.image is not None, "it has just been filled"
@@ -264,6 +265,18 @@ class _Target:
             *note, handoff.ready = ruling
             await handoff.ownership.carry_out(tuple(note), image=image)
         return handoff
+
+    async def hear_prepare(self) -> object:
+        """Raises RemoteProtocolError: what arrived is not what the source has said, though every frame was whole."""
+        here = self.link.transcript
+        while isinstance(message := await self.link.receive(), Transcript):  # an older source does not say it
+            if message.digest != here:
+                raise RemoteProtocolError(
+                    f"the source has not said what arrived here: the transcript is {message.digest:#018x} there and "
+                    f"{here:#018x} here; a frame of another attempt was among it, or one was lost"
+                )
+            here = self.link.transcript
+        return message
 
     async def await_commit(self, handoff: "Handoff") -> Arrived:
         """Raises ImageHeld if the link fails, and another MigrationError if the source kept the machine."""

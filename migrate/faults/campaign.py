@@ -43,11 +43,12 @@ class Kind(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """What is to be tried; of a random campaign from `seed` on, `random` plans."""
+    """What is to be tried; of a random campaign from `seed` on, `random` plans.  `fenced` as of the experiment."""
 
     kind: Kind
     seed: int = 0
     random: int = 0
+    fenced: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -17,17 +17,21 @@ from typing import Final
 import attrs
 
 from migrate.faults.injection import Injector, Key, trigger_of
+from migrate.faults.lies import ways
 from migrate.faults.plan import (
     MESSAGE_NAMES,
     PHASES,
     SENDERS,
+    UNTRUTHS_OF,
     Action,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     ClockJump,
     Cut,
+    Delay,
     DiskFull,
     Duplicate,
     End,
@@ -36,16 +40,21 @@ from migrate.faults.plan import (
     FlipBit,
     Freeze,
     HalfOpen,
+    Hang,
     ImportFailure,
     InPhase,
+    Jitter,
     Kill,
+    Lie,
     Moment,
     OneWay,
     Plan,
     PowerLoss,
+    Replay,
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Trigger,
@@ -54,6 +63,7 @@ from migrate.faults.plan import (
 from migrate.protocol.messages import Role
 from migrate.simulation.audits import Violation
 from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.storage import SharedStorage
 from migrate.simulation.world import World
 from sim_vmm.spec import Spec
 
@@ -65,6 +75,7 @@ NODE_ACTIONS: Final[tuple[Action, ...]] = tuple(
         Kill(side=side, restart_s=None),
         PowerLoss(side=side),
         Freeze(side=side),
+        Hang(side=side),
     )
 )
 LINK_ACTIONS: Final[tuple[Action, ...]] = (
@@ -78,6 +89,8 @@ LINK_ACTIONS: Final[tuple[Action, ...]] = (
     Stall(side=Role.SOURCE),
     Stall(side=Role.TARGET),
     Throttle(),
+    *(Delay(side=side) for side in Role),
+    *(Jitter(side=side) for side in Role),
 )
 DATA: Final[tuple[Action, ...]] = (
     *(FlipBit(bit=bit) for bit in (0, 70, 420, -60, -1)),
@@ -102,6 +115,10 @@ DISK_ACTIONS: Final[tuple[Action, ...]] = tuple(
         SyncError(side=side),
         SyncError(side=side, times=3),
     )
+)
+
+STORAGE_ACTIONS: Final[tuple[Action, ...]] = tuple(
+    StorageOutage(side=side, for_s=for_s) for side in Role for for_s in (30.0, 1000.0)
 )
 
 PAIR_ACTIONS: Final[tuple[Action, ...]] = (
@@ -132,6 +149,7 @@ class Tried:
     fired: int
     violations: tuple[Violation, ...]
     passed: tuple[tuple[Key, int], ...] = ()
+    said_before: frozenset[tuple[Key, int]] = frozenset()
 
     @property
     def outcome(self) -> str:
@@ -142,13 +160,15 @@ class Tried:
 
 @attrs.frozen(kw_only=True)
 class Experiment:
-    """The migration that is disturbed."""
+    """The migration that is disturbed; with `fenced`, of a machine whose disks are on shared storage with a fence."""
 
     spec: Spec
     foundry: Foundry = attrs.field(factory=LightMachines)
+    fenced: bool = False
 
     def world(self, injector: Injector, *, traced: bool = False) -> World:
-        return World(spec=self.spec, foundry=self.foundry, hooks=injector, traced=traced)
+        storage = SharedStorage() if self.fenced else None
+        return World(spec=self.spec, foundry=self.foundry, hooks=injector, storage=storage, traced=traced)
 
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""
@@ -162,6 +182,7 @@ class Experiment:
             fired=len(injector.fired),
             violations=result.violations,
             passed=tuple(injector.passed or ()),
+            said_before=frozenset(injector.said_before),
         )
 
     def trace(self, plan: Plan) -> tuple[str, ...]:
@@ -182,17 +203,26 @@ def faults_at(key: Key, number: int) -> Iterator[Fault]:
 def _actions_at(trigger: Trigger) -> Iterable[Action]:
     match trigger:
         case AtMessage(moment=Moment.BEFORE):
-            return chain(LINK_ACTIONS, NODE_ACTIONS, DATA)
+            return chain(LINK_ACTIONS, NODE_ACTIONS, DATA, _lies_at(trigger))
         case AtMessage():
             return chain(LINK_ACTIONS, NODE_ACTIONS)
         case AtWrite(moment=Moment.BEFORE):
             return chain(NODE_ACTIONS, DISK_ACTIONS, (Cut(), Reset()))
         case AtWrite():
             return chain(NODE_ACTIONS, (Cut(), Reset()))
+        case AtTake():
+            return chain(NODE_ACTIONS, DISK_ACTIONS, STORAGE_ACTIONS, (Cut(), Cut(for_s=1000.0), Reset()))
         case InPhase():
             return chain(NODE_ACTIONS, DISK_ACTIONS, STATE_ACTIONS)
         case _:
             return ()
+
+
+def _lies_at(trigger: AtMessage) -> Iterator[Action]:
+    for what, names in UNTRUTHS_OF.items():
+        if trigger.message in names:
+            for way in range(ways(what, trigger.message, trigger.side)):
+                yield Lie(what=what, way=way)
 
 
 def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
@@ -203,6 +233,8 @@ def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
             actions = PAIR_DISK_ACTIONS
         case AtMessage(moment=Moment.BEFORE | Moment.RECEIVED) | AtWrite():
             actions = PAIR_ACTIONS
+        case AtTake():
+            actions = (*PAIR_DISK_ACTIONS, *STORAGE_ACTIONS[::2])
         case _:
             actions = ()
     for action in actions:
@@ -228,6 +260,8 @@ def pairs_after(experiment: Experiment, first: Fault) -> Iterator[Plan]:
     for key, number in tried.passed:
         for second in pair_faults_at(key, number):
             yield Plan(faults=(first, second))
+        if (key, number) in tried.said_before:
+            yield Plan(faults=(first, Fault(when=trigger_of(key, number), do=Replay())))
 
 
 def random_plan(seed: int) -> Plan:
@@ -237,9 +271,22 @@ def random_plan(seed: int) -> Plan:
     count = random.randint(1, 5)
     while len(faults) < count:
         trigger = _random_trigger(random)
-        actions = list(_actions_at(trigger)) or [*LINK_ACTIONS, *NODE_ACTIONS, *DISK_ACTIONS, *STATE_ACTIONS]
+        actions = list(_actions_at(trigger)) or [
+            *LINK_ACTIONS,
+            *NODE_ACTIONS,
+            *DISK_ACTIONS,
+            *STATE_ACTIONS,
+            *STORAGE_ACTIONS,
+        ]
         if isinstance(trigger, AtByte):
             actions = [*LINK_ACTIONS, *DATA]
+        if isinstance(trigger, AtMessage) and trigger.moment is Moment.BEFORE:
+            lies = [action for action in actions if isinstance(action, Lie)]
+            actions = [
+                *(action for action in actions if not isinstance(action, Lie)),
+                *random.sample(lies, 4),
+                Replay(),
+            ]
         action = random.choice(actions)
         if isinstance(action, FlipBit):
             action = FlipBit(bit=random.randrange(1 << 20))
@@ -260,7 +307,8 @@ def _random_trigger(random: Random) -> Trigger:
             )
         case 2:
             moment = random.choice((Moment.BEFORE, Moment.AFTER))
-            return AtWrite(side=side, number=random.choice((1, 1, 2, 3)), moment=moment)
+            kind = random.choice((AtWrite, AtWrite, AtTake))
+            return kind(side=side, number=random.choice((1, 1, 2, 3)), moment=moment)
         case 3:
             if random.random() < 0.5:
                 return AtByte(side=side, byte=random.randint(1, 160_000 if side is Role.SOURCE else 800))

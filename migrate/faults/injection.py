@@ -6,17 +6,21 @@ faults that it does not have, and the same counters say afterwards at which trig
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from random import Random
 
 import attrs
 
+from migrate.faults.lies import told
 from migrate.faults.plan import (
     Action,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     ClockJump,
     Cut,
+    Delay,
     DiskFull,
     Duplicate,
     End,
@@ -25,22 +29,28 @@ from migrate.faults.plan import (
     FlipBit,
     Freeze,
     HalfOpen,
+    Hang,
     ImportFailure,
     InPhase,
     InRound,
+    Jitter,
     Kill,
+    Lie,
     Moment,
     OneWay,
     Plan,
     PowerLoss,
+    Replay,
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Trigger,
     Truncate,
 )
+from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import Message, RamContent, Role
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.network import Connection, SimulatedLink, Speed
@@ -62,6 +72,8 @@ def key_of(trigger: Trigger) -> tuple[Key, int]:
             return ("phase", phase, side.value), number
         case AtWrite(side=side, number=number, moment=moment):
             return ("write", side.value, moment.value), number
+        case AtTake(side=side, number=number, moment=moment):
+            return ("take", side.value, moment.value), number
         case InRound(round=number):
             return ("round",), number
         case AtByte(side=side, byte=byte):
@@ -79,6 +91,8 @@ def trigger_of(key: Key, number: int) -> Trigger:
             return InPhase(phase=phase, side=Role(side), number=number)
         case ("write", side, moment):
             return AtWrite(side=Role(side), number=number, moment=Moment(moment))
+        case ("take", side, moment):
+            return AtTake(side=Role(side), number=number, moment=Moment(moment))
         case ("round",):
             return InRound(round=number)
         case _:
@@ -89,23 +103,29 @@ def trigger_of(key: Key, number: int) -> Trigger:
 class Injector(Hooks):
     """Once all is well again, nothing strikes any more.
 
-    `fired` are the faults that have struck; `passed`, if it is a list, gets what passes after the last of them.
+    `fired` are the faults that have struck; `passed`, if it is a list, gets what passes after the last of them, and
+    `said_before` which messages among that had been said on an older connection, so that one could be replayed.
     """
 
     plan: Plan
     fired: list[Fault] = attrs.field(factory=list)
     passed: list[tuple[Key, int]] | None = None
+    said_before: set[tuple[Key, int]] = attrs.field(factory=set)
     _counts: Counter[Key] = attrs.field(factory=Counter)
     _waiting: dict[Key, list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
     _bytes: Counter[str] = attrs.field(factory=Counter)
     _export_failures: int = 0
     _import_failures: int = 0
     _world: World | None = None
+    _hung: set[str] = attrs.field(factory=set)
+    _records: bool = False
+    _said: dict[Key, list[tuple[int, bytes]]] = attrs.field(factory=lambda: defaultdict(list))
 
     def __attrs_post_init__(self) -> None:
         for fault in self.plan.faults:
             key, number = key_of(fault.when)
             self._waiting[key].append((number, fault))
+        self._records = self.passed is not None or any(isinstance(fault.do, Replay) for fault in self.plan.faults)
 
     # What passes
 
@@ -120,8 +140,11 @@ class Injector(Hooks):
         side = link.side
         if isinstance(message, RamContent) and message.round + 1 > self._counts[("round",)]:
             self._pass(("round",), link.life, link)
-        for fault in self._due(("message", type(message).__name__, side, "before")):
-            data = self._strike_data(fault, link, data, 0)
+        key = ("message", type(message).__name__, side, "before")
+        for fault in self._due(key):
+            data = self._strike_message(fault, link, key, message, data)
+        if self._records:
+            self._record(key, link.connection.number, data)
         if ("byte", side) in self._waiting:
             data = self._count_bytes(link, data)
         return data
@@ -140,6 +163,12 @@ class Injector(Hooks):
 
     def written(self, life: Life) -> None:
         self._pass(("write", life.side.value, "after"), life, None)
+
+    def taking(self, life: Life) -> None:
+        self._pass(("take", life.side.value, "before"), life, None)
+
+    def taken(self, life: Life) -> None:
+        self._pass(("take", life.side.value, "after"), life, None)
 
     def exporting(self, life: Life) -> None:
         if self._export_failures > 0:
@@ -180,6 +209,27 @@ class Injector(Hooks):
                 data = self._strike_data(fault, link, data, at - before - 1)
         return data
 
+    def _record(self, key: Key, connection: int, data: bytes) -> None:
+        """What has been said, by connection; the injection of a `Replay` looks there."""
+        said = self._said[key]
+        if said and said[0][0] < connection and self._world is not None and not self._world.is_calm:
+            self.said_before.add((key, self._counts[key]))
+        said.append((connection, data.removeprefix(PREFACE)))
+
+    def _strike_message(self, fault: Fault, link: SimulatedLink, key: Key, message: Message, data: bytes) -> bytes:
+        """What becomes of a whole message that is about to leave."""
+        match fault.do:
+            case Lie(what=what, way=way):
+                self._note(fault)
+                return told(what, link.role, message, data, way)
+            case Replay():
+                older = [said for connection, said in self._said[key] if connection < link.connection.number]
+                if not older:
+                    return data
+                self._note(fault)
+                return (PREFACE if data.startswith(PREFACE) else b"") + older[-1]
+        return self._strike_data(fault, link, data, 0)
+
     def _strike_data(self, fault: Fault, link: SimulatedLink, data: bytes, offset: int) -> bytes:
         """What becomes of `data`, in which the fault strikes at `offset`."""
         match fault.do:
@@ -207,24 +257,65 @@ class Injector(Hooks):
 
     def _note(self, fault: Fault) -> None:
         self.fired.append(fault)
+        if self._world is not None:
+            self._world.say("world", lambda: f"fault: {fault.do}")
         if self.passed is not None:
             self.passed.clear()
+            self.said_before.clear()
 
     def _strike(self, world: World, fault: Fault, connection: Connection | None) -> None:
         self._note(fault)
         if connection is None and world.network.connections:
             connection = world.network.connections[-1]
-        world.say("world", lambda: f"fault: {fault.do}")
-        if not _strike_node(world, fault.do) and connection is not None:
-            _strike_connection(world, fault.do, connection)
+        if not self._strike_node(world, fault.do) and connection is not None:
+            _strike_connection(fault.do, connection)
         match fault.do:
             case ExportFailure(times=times):
                 self._export_failures = times
             case ImportFailure(times=times):
                 self._import_failures = times
 
+    def _strike_node(self, world: World, action: Action) -> bool:
+        """Do what does not concern a connection; whether there was something to do."""
+        scheduler = world.scheduler
+        match action:
+            case Cut(for_s=for_s):
+                world.network.cut(round(for_s * NS_PER_S))
+            case Kill(side=side, restart_s=restart_s) | PowerLoss(side=side, restart_s=restart_s):
+                node = world.node(side)
+                self._hung.discard(node.name)
+                world.kill(node, power=isinstance(action, PowerLoss))
+                if restart_s is not None:
+                    scheduler.at(scheduler.now_ns + round(restart_s * NS_PER_S), lambda: world.restart(node))
+            case Freeze(side=side, for_s=for_s):
+                name = world.node(side).name
+                scheduler.freeze(name)
+                scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: self._thaw(world, name))
+            case Hang(side=side):
+                name = world.node(side).name
+                self._hung.add(name)
+                scheduler.freeze(name)
+            case ClockJump(side=side, seconds=seconds):
+                world.node(side).wall_offset_ns += round(seconds * NS_PER_S)
+            case DiskFull(side=side, times=times):
+                world.node(side).disk.full = times
+            case SyncError(side=side, times=times):
+                world.node(side).disk.failing_syncs = times
+            case StorageOutage(side=side, for_s=for_s):
+                if world.storage is not None:
+                    out, name = world.storage.unreachable, world.node(side).name
+                    out.add(name)
+                    scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: out.discard(name))
+            case _:
+                return False
+        return True
 
-def _strike_connection(world: World, action: Action, connection: Connection) -> None:
+    def _thaw(self, world: World, name: str) -> None:
+        if name not in self._hung:
+            world.scheduler.thaw(name)
+
+
+def _strike_connection(action: Action, connection: Connection) -> None:
     match action:
         case End():
             connection.end()
@@ -239,32 +330,12 @@ def _strike_connection(world: World, action: Action, connection: Connection) -> 
         case Throttle(bytes_per_s=rate):
             for pipe in connection.pipes.values():
                 pipe.speed = Speed(latency_ns=pipe.speed.latency_ns, bandwidth=rate)
-
-
-def _strike_node(world: World, action: Action) -> bool:
-    """Do what does not concern a connection; whether there was something to do."""
-    scheduler = world.scheduler
-    match action:
-        case Cut(for_s=for_s):
-            world.network.cut(round(for_s * NS_PER_S))
-        case Kill(side=side, restart_s=restart_s) | PowerLoss(side=side, restart_s=restart_s):
-            node = world.node(side)
-            world.kill(node, power=isinstance(action, PowerLoss))
-            if restart_s is not None:
-                scheduler.at(scheduler.now_ns + round(restart_s * NS_PER_S), lambda: world.restart(node))
-        case Freeze(side=side, for_s=for_s):
-            name = world.node(side).name
-            scheduler.freeze(name)
-            scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: scheduler.thaw(name))
-        case ClockJump(side=side, seconds=seconds):
-            world.node(side).wall_offset_ns += round(seconds * NS_PER_S)
-        case DiskFull(side=side, times=times):
-            world.node(side).disk.full = times
-        case SyncError(side=side, times=times):
-            world.node(side).disk.failing_syncs = times
-        case _:
-            return False
-    return True
+        case Delay(side=side, seconds=seconds):
+            pipe = connection.pipes[side]
+            pipe.speed = attrs.evolve(pipe.speed, latency_ns=pipe.speed.latency_ns + round(seconds * NS_PER_S))
+        case Jitter(side=side, seconds=seconds, seed=seed):
+            random, most_ns = Random(seed), round(seconds * NS_PER_S)
+            connection.pipes[side].jitter_ns = lambda: random.randint(0, most_ns)
 
 
 def flip(data: bytes, bit: int) -> bytes:

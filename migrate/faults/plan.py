@@ -6,6 +6,7 @@ When, counted from 1, over everything that the sides do from the beginning of th
     byte        the n-th byte that a side sends
     phase       the n-th time that a side's engine enters a phase
     write       the n-th record that a side writes: before, or once it is durable
+    take        the n-th time that a side takes the register of the shared storage: before, or once it has
     round       the n-th RAM round begins
     time        so many seconds after the beginning
 
@@ -107,6 +108,19 @@ class AtWrite:
 
 
 @attrs.frozen(kw_only=True)
+class AtTake:
+    """Only in a world with a fence."""
+
+    side: Role
+    number: int = attrs.field(default=1, validator=_above(1))
+    moment: Moment = Moment.BEFORE
+
+    def __attrs_post_init__(self) -> None:
+        if self.moment is Moment.RECEIVED:
+            raise PlanError("moment is 'received'; of a take it must be 'before' or 'after'")
+
+
+@attrs.frozen(kw_only=True)
 class InRound:
     round: int = attrs.field(validator=_above(1))
 
@@ -116,12 +130,13 @@ class AtTime:
     seconds: float = attrs.field(validator=_above(0))
 
 
-Trigger = AtMessage | AtByte | InPhase | AtWrite | InRound | AtTime
+Trigger = AtMessage | AtByte | InPhase | AtWrite | AtTake | InRound | AtTime
 TRIGGERS: Final[dict[str, type[Trigger]]] = {
     "message": AtMessage,
     "byte": AtByte,
     "phase": InPhase,
     "write": AtWrite,
+    "take": AtTake,
     "round": InRound,
     "time": AtTime,
 }
@@ -221,7 +236,7 @@ class Untruth(StrEnum):
 UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
     Untruth.WRONG_MESSAGE: MESSAGE_NAMES,
     Untruth.UNKNOWN_VERSION: ("Hello", "Preamble", "Accept", "DeviceState"),
-    Untruth.BAD_EXTENTS: ("Preamble", "RamBatch"),
+    Untruth.BAD_EXTENTS: ("Preamble", "RamBatch", "RamPages"),
     Untruth.OVERSIZE: MESSAGE_NAMES,
     Untruth.WRONG_COUNT: ("RoundEnd", "RoundStored", "DevicesEnd"),
 }
@@ -230,9 +245,13 @@ UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
 
 @attrs.frozen(kw_only=True)
 class Lie:
-    """In the place of this message goes one of a peer that does not keep to the protocol, well framed."""
+    """In the place of this message goes one of a peer that does not keep to the protocol, well framed.
+
+    `way` is one of the ways to tell it, see `migrate.faults.lies`; those that are too many begin again.
+    """
 
     what: Untruth = Untruth.WRONG_MESSAGE
+    way: int = attrs.field(default=0, validator=_above(0))
 
 
 @attrs.frozen(kw_only=True)
@@ -308,6 +327,14 @@ class SyncError:
 
 
 @attrs.frozen(kw_only=True)
+class StorageOutage:
+    """`side` cannot reach the shared storage for `for_s`; nothing without one."""
+
+    side: Role
+    for_s: float = attrs.field(default=30.0, validator=_above(0))
+
+
+@attrs.frozen(kw_only=True)
 class ExportFailure:
     """The source's devices cannot be exported the next so many times."""
 
@@ -344,6 +371,7 @@ Action = (
     | ClockJump
     | DiskFull
     | SyncError
+    | StorageOutage
     | ExportFailure
     | ImportFailure
 )
@@ -370,6 +398,7 @@ ACTIONS: Final[dict[str, type[Action]]] = {
     "clock-jump": ClockJump,
     "disk-full": DiskFull,
     "sync-error": SyncError,
+    "storage-outage": StorageOutage,
     "export-failure": ExportFailure,
     "import-failure": ImportFailure,
 }
@@ -408,11 +437,15 @@ class Fault:
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """`seed` is the one from which the plan was drawn, 0 if it was not; `spec` a file with the machine."""
+    """`seed` is the one from which the plan was drawn, 0 if it was not; `spec` a file with the machine.
+
+    With `fence` it is meant for a machine whose disks are on shared storage.
+    """
 
     faults: tuple[Fault, ...]
     seed: int = 0
     spec: str = ""
+    fence: bool = False
 
 
 def name_of(value: Trigger | Action, names: "dict[str, type[Trigger]] | dict[str, type[Action]]") -> str:

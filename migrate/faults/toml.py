@@ -28,6 +28,8 @@ def write_plan(plan: Plan) -> str:
     lines = [f"seed = {plan.seed}"]
     if plan.spec:
         lines.append(f"spec = {json.dumps(plan.spec)}")
+    if plan.fence:
+        lines.append("fence = true")
     for fault in plan.faults:
         when = _table("at", name_of(fault.when, TRIGGERS), fault.when)
         lines += ["", "[[fault]]", f"when = {when}", f"do = {_table('action', name_of(fault.do, ACTIONS), fault.do)}"]
@@ -49,7 +51,7 @@ def read_plan(text: str) -> Plan:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"this is no TOML: {error}") from None
-    _refuse_unknown(document, ("seed", "spec", "fault"), "")
+    _refuse_unknown(document, ("seed", "spec", "fence", "fault"), "")
     faults = document.get("fault", [])
     if not isinstance(faults, list):
         raise PlanError("fault is no list of tables; write [[fault]]")
@@ -59,8 +61,11 @@ def read_plan(text: str) -> Plan:
     spec = document.get("spec", "")
     if not isinstance(spec, str):
         raise PlanError(f"spec is {spec!r}; it must be the path of a file")
+    fence = document.get("fence", False)
+    if type(fence) is not bool:
+        raise PlanError(f"fence is {fence!r}; it must be true or false")
     read = tuple(_fault(entry, f"fault {number}") for number, entry in enumerate(faults, 1))
-    return Plan(faults=read, seed=seed, spec=spec)
+    return Plan(faults=read, seed=seed, spec=spec, fence=fence)
 
 
 def _fault(entry: Any, where: str) -> Fault:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 import attrs
+import xxhash
 
 from migrate.errors import MigrationError
 from migrate.protocol.messages import (
@@ -41,6 +42,7 @@ from migrate.protocol.messages import (
     ServerState,
     Settle,
     TimeOfDay,
+    Transcript,
     Unknown,
     Welcome,
 )
@@ -89,6 +91,7 @@ NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
     (Phase.DEVICES, SOURCE, DeviceState): Phase.DEVICES,
     (Phase.DEVICES, SOURCE, DevicesEnd): Phase.SERVER_STATE,
     (Phase.SERVER_STATE, SOURCE, ServerState): Phase.PREPARE,
+    (Phase.PREPARE, SOURCE, Transcript): Phase.PREPARE,
     (Phase.PREPARE, SOURCE, Prepare): Phase.READY,
     (Phase.READY, TARGET, Ready): Phase.COMMIT,
     (Phase.COMMIT, SOURCE, Commit): Phase.OWNED,
@@ -123,9 +126,19 @@ class OutOfTurn(MigrationError):
 
 @attrs.define
 class Conversation:
-    """Where a conversation stands.  `advance` is called for every message, sent or received."""
+    """Where a conversation stands.  `advance` is called for every message, sent or received; then `note`."""
 
     phase: Phase = Phase.HELLO
+    _heard: xxhash.xxh3_64 = attrs.field(factory=xxhash.xxh3_64, eq=False, repr=False)
+
+    @property
+    def transcript(self) -> int:
+        """xxh3-64 of the headers of all frames so far, as both sides have them; not of those that were skipped."""
+        return self._heard.intdigest()
+
+    def note(self, header: bytes) -> None:
+        """A frame with these first bytes was said; its checksum stands for its body, and a batch's for guest RAM."""
+        self._heard.update(header)
 
     def advance(self, sender: Role, message: Message) -> None:
         """Note that `sender` says `message`.

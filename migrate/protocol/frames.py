@@ -41,6 +41,9 @@ class Header:
     length: int
     checksum: int
 
+    def __bytes__(self) -> bytes:
+        return HEADER.pack(self.type, 0, self.length, self.checksum)
+
     @property
     def skippable(self) -> bool:
         return self.type not in MESSAGES

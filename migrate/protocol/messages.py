@@ -412,6 +412,19 @@ class Unknown:
 
 
 @attrs.frozen(kw_only=True)
+class Transcript:
+    """Everything that was said before, in both directions, as one number (`Conversation.transcript`).
+
+    The checksum of a frame tells whether it is whole, not whether it belongs here: a frame of an earlier attempt, sent
+    again, is as good as any.  So before the target promises anything, it compares.  Who does not know this skips it.
+    """
+
+    TYPE: ClassVar[int] = OPTIONAL + 16
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    digest: U64
+
+
+@attrs.frozen(kw_only=True)
 class Failure:
     """The sender cannot go on; instead of its next message, or across the peer's.  The attempt is over."""
 
@@ -449,6 +462,7 @@ Message = (
     | Gone
     | Unknown
     | Failure
+    | Transcript
 )
 
 MESSAGES: Final[dict[int, type[Message]]] = {
@@ -480,5 +494,6 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Gone,
         Unknown,
         Failure,
+        Transcript,
     )
 }

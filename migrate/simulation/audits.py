@@ -10,6 +10,8 @@ away.
     one in the end      once nodes and link are back and all is quiet, exactly one machine runs, where the journals say
     nothing forgotten   a source that runs again would send everything that a new target lacks
     nothing early       "failed" is published by a source only when its machine runs again
+    runs without link   with a fence exactly one node runs the machine, though the link is never back
+    its own disks       whoever sets the machine going holds the register of the shared storage, if there is one
     errors say where    every published error names the phase and the side
     at rest             nobody goes on for ever, and nobody waits for a word (a debt to who knows already may stay)
     no bug              nothing is raised that is not raised on purpose
@@ -25,6 +27,7 @@ from migrate.engine.handoff import Holding
 from migrate.errors import HandoffInDoubt, MigrationError, PeerFailed
 from migrate.protocol.messages import Role
 from migrate.simulation.machines import USED_BYTES, Facts, content_pages, note_run, run_number
+from sim_vmm.fence import Title
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.memory import PAGE_SIZE
@@ -39,6 +42,8 @@ ONE_IN_THE_END: Final = "one in the end"
 NOTHING_FORGOTTEN: Final = "nothing forgotten"
 NOTHING_EARLY: Final = "nothing early"
 ERRORS_SAY_WHERE: Final = "errors say where"
+RUNS_WITHOUT_LINK: Final = "runs without link"
+ITS_OWN_DISKS: Final = "its own disks"
 AT_REST: Final = "at rest"
 NO_BUG: Final = "no bug"
 
@@ -50,6 +55,8 @@ CHECKS: Final = (
     NOTHING_FORGOTTEN,
     NOTHING_EARLY,
     ERRORS_SAY_WHERE,
+    RUNS_WITHOUT_LINK,
+    ITS_OWN_DISKS,
     AT_REST,
     NO_BUG,
 )
@@ -122,6 +129,17 @@ class Audits:
         is_open = isinstance(error, HandoffInDoubt) or holding is not Holding.OWNER
         if attempt.side is Role.SOURCE and not is_open and life.node.name not in self._running:
             self.violate(NOTHING_EARLY, f"{life.node.name} publishes {outcome}, and its machine does not run again")
+
+    def check_title(self, node: str, held: Title | None, found: Title | None) -> None:
+        """`node`, which has just set the machine going, holds `held` of the shared storage's register."""
+        if held is None or held != found:
+            self.violate(ITS_OWN_DISKS, f"{node} runs the machine as {held or 'nobody'}; its disks are of {found}")
+
+    def expect_a_runner(self) -> None:
+        """With a fence, nobody needs a link for that."""
+        running = [name for name, machine in self._running.items() if machine.state is MachineState.RUNNING]
+        if len(running) != 1:
+            self.violate(RUNS_WITHOUT_LINK, f"with a fence and without a link, the machine runs on {running or 'none'}")
 
     # When all is quiet
 

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from migrate.engine.attempt import Attempt
-from migrate.engine.handoff import Holding, declining, starting
-from migrate.engine.ownership import Hands, Ownership
+from migrate.engine.handoff import Holding, declining, starting, taken_already
+from migrate.engine.no_link import NoLink
+from migrate.engine.ownership import Hands, Ownership, StorageTaken
+from migrate.engine.ports import Link
 from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
 from migrate.engine.target import (
     Arrived,
@@ -20,6 +22,7 @@ from migrate.engine.target import (
     TargetSettings,
     run_target,
     settle_image,
+    take_what_is_taken,
     tell_answer,
 )
 from migrate.errors import HandoffInDoubt, MigrationError, Refused
@@ -37,6 +40,7 @@ PAUSE_MAX_S: Final = 5.0
 TELL_FOR_S: Final = 150.0
 """A quarter of what the daemons have, as all is well again sooner here than anywhere."""
 PAY_FIRST_FOR_S: Final = 10.0
+RECLAIM_AFTER_S: Final = 10.0
 MACHINE_NAME: Final = "web-server"
 
 BUSY: Final = Reason(
@@ -68,7 +72,7 @@ def ownership_of(life: Life) -> Ownership:
         node=life.node.name,
         machine=birth.vm_id,
         journal=life.journal,
-        fence=None,
+        fence=life.fence,
         observer=life,
         hands=Hands(run=run, drop=drop, stop=stop),
     )
@@ -85,7 +89,7 @@ class SourceDaemon:
             release=life.world.release,
             policy=life.world.policy,
         )
-        self._busy = False
+        self._busy = self._reclaims = False
 
     async def begin(self) -> None:
         """Find the machine again, or what is left of it."""
@@ -95,6 +99,7 @@ class SourceDaemon:
             await ownership_of(life).carry_out(starting(record))
         elif record.holding is Holding.COMMITTED:
             life.hold_again()
+            self._mind_doubt()
         if record.holding is not Holding.NOT_OWNER:
             life.world.listen(self)
 
@@ -129,7 +134,9 @@ class SourceDaemon:
         assert life.guest is not None, "a source has a machine"
         life.guest.busy_steps = BUSY_STEPS
         attempt = Attempt(side=Role.SOURCE, clock=life)
-        ports = SourcePorts(link=link, guest=life.guest, journal=life.journal, clock=life, observer=life)
+        ports = SourcePorts(
+            link=link, guest=life.guest, journal=life.journal, clock=life, observer=life, fence=life.fence
+        )
         error: MigrationError | None = None
         served: Served | None = None
         try:
@@ -139,8 +146,47 @@ class SourceDaemon:
         if served is Served.NOTHING_CHANGED:
             return
         life.world.note_outcome(life, attempt, error)
-        if life.journal.record.holding is Holding.NOT_OWNER:
-            life.world.stop_listening(self)
+        self._mind_doubt()
+
+    def _mind_doubt(self) -> None:
+        """What follows from the record that is here after an attempt, or at the beginning."""
+        holding = self.life.journal.record.holding
+        if holding is Holding.NOT_OWNER:
+            self.life.world.stop_listening(self)
+        elif holding is Holding.COMMITTED and self.life.fence is not None and not self._reclaims:
+            self._reclaims = True
+            self.life.world.spawn(self.life, self._reclaim)
+
+    async def _reclaim(self) -> None:
+        """Again and again while a handoff is in doubt: wait for the target, then ask the fence."""
+        while self.life.journal.record.holding is Holding.COMMITTED:
+            await self.life.sleep(RECLAIM_AFTER_S)
+            if self._busy or self.life.journal.record.holding is not Holding.COMMITTED:
+                continue
+            self._busy = True
+            try:
+                await self._take_back()
+            finally:
+                self._busy = False
+        self._reclaims = False
+        self._mind_doubt()
+
+    async def _take_back(self) -> None:
+        life = self.life
+        attempt = Attempt(side=Role.SOURCE, clock=life, phase="handoff", committed=True)
+        error: MigrationError | None = None
+        try:
+            await ownership_of(life).reclaim()
+        except StorageTaken as taken:
+            if life.journal.record.holding is Holding.COMMITTED:  # the target has begun to start it, and will say so
+                life.tell("still in doubt", message=taken)
+                return
+        except MigrationError as failure:
+            life.tell("still in doubt", message=failure)
+            return
+        else:
+            error = HandoffInDoubt("no target has come; the fence shows that none has started the machine: it is back")
+        life.world.note_outcome(life, attempt, error)
 
 
 class TargetDaemon:
@@ -170,13 +216,21 @@ class TargetDaemon:
         """An image was here when the process died: what becomes of it.  One that is lost is declined."""
         life, attempt = self.life, Attempt(side=Role.TARGET, clock=self.life)
         lost = life.hold_again()
-        if lost is not None:
+        if lost is not None and not await self._has_taken():
             await ownership_of(life).carry_out(declining(life.journal.record))
             life.world.note_outcome(life, attempt, lost)
             return
         assert life.machine is not None, "it has been held again"
         cause = MigrationError("the process of this node died")
         await self._conclude(attempt, ImageHeld(life.machine, MACHINE_NAME, life.journal.record, cause))
+
+    async def _has_taken(self) -> bool:
+        life = self.life
+        if life.fence is None:
+            return False
+        _, birth = life.made_of()
+        found = await life.fence.read()
+        return taken_already(life.journal.record, found, node=life.node.name, machine=birth.vm_id)
 
     async def _attempts(self) -> Arrived | None:
         for number in range(1 + self.life.world.retries):
@@ -205,14 +259,20 @@ class TargetDaemon:
         error: MigrationError | None = None
         arrived: Arrived | None = None
         try:
-            arrived = await self._until_settled(
-                lambda ports: settle_image(ports, self.settings, life.journal, held, attempt)
-            )
+            arrived = await self._until_settled(lambda: self._ask_once(held, attempt))
             error = None if arrived is not None else held.cause
         except MigrationError as failure:  # it was declined, or nobody can say
             error = failure
         life.world.note_outcome(life, attempt, error)
         return arrived, error
+
+    async def _ask_once(self, held: ImageHeld, attempt: Attempt) -> Arrived | None:
+        """First of the fence, which may know, then of the source."""
+        journal = self.life.journal
+        taken = await take_what_is_taken(self._ports(NoLink()), self.settings, journal, held, attempt)
+        if taken is not None:
+            return taken
+        return await self._connected(lambda ports: settle_image(ports, self.settings, journal, held, attempt))
 
     async def _pay(self, for_s: float) -> None:
         """Tell the source what it must hear, until it has, or has been gone for a while."""
@@ -220,21 +280,23 @@ class TargetDaemon:
         for debt in life.journal.debts:
             ownership = ownership_of(life)
 
-            async def ask(ports: TargetPorts, ownership: Ownership = ownership, debt: Debt = debt) -> None:
-                await tell_answer(ports.link, ownership, MACHINE_NAME, debt.generation, debt.peer)
+            async def ask(ownership: Ownership = ownership, debt: Debt = debt) -> None:
+                await self._connected(
+                    lambda ports: tell_answer(ports.link, ownership, MACHINE_NAME, debt.generation, debt.peer)
+                )
 
             try:
                 await self._until_settled(ask, life.world.scheduler.now_ns + round(for_s * NS_PER_S))
             except NobodyKnows as error:
                 life.tell("alarm", message=error)
 
-    async def _until_settled(self, ask: Callable[[TargetPorts], Awaitable[T]], until_ns: int | None = None) -> T | None:
+    async def _until_settled(self, ask: Callable[[], Awaitable[T]], until_ns: int | None = None) -> T | None:
         """Raises MigrationError that asking again would not change."""
         pause_s = FIRST_PAUSE_S
         scheduler = self.life.world.scheduler
         while until_ns is None or scheduler.now_ns < until_ns:
             try:
-                return await self._connected(ask)
+                return await ask()
             except (NobodyKnows, Declined):
                 raise
             except MigrationError as error:
@@ -248,12 +310,21 @@ class TargetDaemon:
         life.check()
         link = await life.world.connect(life)
         try:
-            return await converse(
-                TargetPorts(link=link, hypervisor=self.hypervisor, journals=life.journal, clock=life, observer=life)
-            )
+            return await converse(self._ports(link))
         finally:
             if life.alive:
                 link.close()
+
+    def _ports(self, link: Link) -> TargetPorts:
+        life = self.life
+        return TargetPorts(
+            link=link,
+            hypervisor=self.hypervisor,
+            journals=life.journal,
+            clock=life,
+            observer=life,
+            fence=life.fence,
+        )
 
 
 def daemon_of(life: Life) -> SourceDaemon | TargetDaemon:

@@ -39,6 +39,12 @@ class Hooks:
     def written(self, life: "Life") -> None:
         """It is durable, and nobody knows yet."""
 
+    def taking(self, life: "Life") -> None:
+        """The register of the shared storage is about to be changed."""
+
+    def taken(self, life: "Life") -> None:
+        """It is changed, and nobody knows yet."""
+
     def exporting(self, life: "Life") -> None:
         """The devices of a paused machine are about to be exported."""
 

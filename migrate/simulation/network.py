@@ -13,7 +13,7 @@ a socket: the real codec, every move checked against the table, a time limit for
 the peer's failure before it speaks.  Encoding and decoding are pure, so their answers are remembered (`remembering`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -61,6 +61,7 @@ class Pipe:
     is_over: bool = False  # nothing more comes, and what has come can be read
     was_reset: bool = False
     severed: bool = False
+    jitter_ns: Callable[[], int] | None = None  # by how much what is put next is late
     _closed: bool = False  # nothing more is taken
     _wire_free_ns: int = 0
     _held_until_ns: int = 0
@@ -103,6 +104,8 @@ class Pipe:
 
     def _arrive(self, on_wire_ns: int, data: bytes | None) -> None:
         when_ns = max(on_wire_ns, self._held_until_ns) + self.speed.latency_ns
+        if self.jitter_ns is not None:
+            when_ns += self.jitter_ns()
         self._last_arrival_ns = when_ns = max(when_ns, self._last_arrival_ns)
         self.scheduler.at(when_ns, lambda: self._deliver(data))
 
@@ -187,6 +190,10 @@ class SimulatedLink:
 
     # The port that engines await
 
+    @property
+    def transcript(self) -> int:
+        return self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         await self._send(message, b"", self._deadlines.frame_s)
 
@@ -198,7 +205,7 @@ class SimulatedLink:
         if self._opening is not None:
             message, self._opening = self._opening, None
         else:
-            message = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+            message = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
         self._hooks.received(self, message)
         return message
 
@@ -215,7 +222,7 @@ class SimulatedLink:
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`."""
-        self._opening = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+        self._opening = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
 
     def close(self) -> None:
         """What was said still arrives."""
@@ -249,7 +256,7 @@ class SimulatedLink:
         while self._preface_heard and self.conversation.phase is not Phase.ENDED:
             if not (self.incoming.arrived or self.incoming.is_over or self.incoming.was_reset):
                 return
-            heard = self._understand(await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+            heard = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
             raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
 
     def _encode(self, message: Message) -> bytes:
@@ -258,17 +265,19 @@ class SimulatedLink:
             self._advance(self.role, message)
         except (OutOfTurn, ValueError) as error:
             raise LocalProtocolError(str(error)) from error
+        self.conversation.note(data[: frames.HEADER.size])
         if not self._preface_sent:
             self._preface_sent = True
             data = frames.PREFACE + data
         return data
 
-    def _understand(self, message: Message) -> Message:
+    def _understand(self, head: bytes, message: Message) -> Message:
         phase = self.conversation.phase
         try:
             self._advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self.conversation.note(head)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message
@@ -281,7 +290,8 @@ class SimulatedLink:
         if self.conversation.phase is not before:
             self._phase_ends_ns = self._allowed_until(self.conversation.phase)
 
-    async def _read_message(self, limit_ns: int) -> Message:
+    async def _read_message(self, limit_ns: int) -> tuple[bytes, Message]:
+        """The next message, and the header that it had."""
         if not self._preface_heard:
             frames.check_preface(await self._read(len(frames.PREFACE), limit_ns))
             self._preface_heard = True
@@ -290,7 +300,7 @@ class SimulatedLink:
             header = decode_header(head)
             body = await self._read(header.length, limit_ns)
             if not header.skippable:
-                return decode(head, body)
+                return head, decode(head, body)
             frames.check_body(header, body)
 
     async def _read(self, length: int, limit_ns: int) -> bytes:

@@ -19,6 +19,7 @@ from migrate.protocol.messages import Role
 from migrate.simulation.disk import Disk, KeptImage, SimulatedJournal
 from migrate.simulation.machines import boot, step
 from migrate.simulation.scheduler import NS_PER_S, Killed
+from migrate.simulation.storage import SimulatedFence
 from sim_vmm.birth import Birth
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Choose, DeviceState, Machine, newest
@@ -91,10 +92,12 @@ class Life:
     guest: "SimulatedGuest | None" = None
     machine: Machine | None = None
     journal: SimulatedJournal = attrs.field(init=False)
+    fence: SimulatedFence | None = attrs.field(init=False)
     side: Role = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.journal = SimulatedJournal(self, self.node.disk)
+        self.fence = None if self.world.storage is None else SimulatedFence(self, self.world.storage)
         self.side = self.node.role
 
     def check(self) -> None:
@@ -209,7 +212,7 @@ class SimulatedGuest:
             self.machine.start()
         else:
             return
-        self.life.world.audits.started(self.life.node.name, self.machine, from_image=True)
+        self._started(from_image=True)
 
     async def start_over(self) -> None:
         self.life.check()
@@ -218,7 +221,13 @@ class SimulatedGuest:
             self.machine = self.life.machine = self.life.make(self.machine.spec, self.machine.birth)
         boot(self.machine)
         self.machine.start()
-        self.life.world.audits.started(self.life.node.name, self.machine, from_image=False)
+        self._started(from_image=False)
+
+    def _started(self, *, from_image: bool) -> None:
+        life, audits = self.life, self.life.world.audits
+        audits.started(life.node.name, self.machine, from_image=from_image)
+        if life.fence is not None:
+            audits.check_title(life.node.name, life.fence.held, life.fence.storage.title)
 
     async def stop(self) -> None:
         self.life.check()

@@ -30,11 +30,15 @@ from migrate.simulation.machines import Foundry, LightMachines
 from migrate.simulation.network import Network, SimulatedLink, Speed
 from migrate.simulation.node import HostClocks, Life, Node
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
+from migrate.simulation.storage import SharedStorage
+from sim_vmm.fence import Title
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 
 VM_ID: Final = UUID(int=0x5EED)
 CALM_NS: Final = 105 * NS_PER_S
+LINK_BACK_NS: Final = CALM_NS + 40 * NS_PER_S
+"""When the link carries again in a world with a fence: one node has to run the machine by then."""
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
 DOWNTIME_LIMIT_MS: Final = 0.02
@@ -56,13 +60,17 @@ class Result:
 
 @attrs.define(kw_only=True, eq=False)
 class World:
-    """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself."""
+    """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
+
+    With a `storage` there is a fence.
+    """
 
     spec: Spec
     hooks: Hooks = NO_FAULTS
     foundry: Foundry = attrs.field(factory=LightMachines)
     retries: int = 2
     traced: bool = False
+    storage: SharedStorage | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(downtime_limit_ms=DOWNTIME_LIMIT_MS))
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
@@ -122,9 +130,11 @@ class World:
         birth = self.release.birth(VM_ID)
         life.have(life.make(self.spec, birth))
         content = self.source.disk.content
-        self.source.disk.content = attrs.evolve(
-            content, record=Record(Holding.OWNER, 1), highest=1, spec=self.spec, birth=birth
-        )
+        record = Record(Holding.OWNER, 1, session=0 if self.storage is None else 1)
+        if self.storage is not None and life.fence is not None:
+            title = Title(session=1, generation=1, machine=VM_ID, owner=SOURCE)
+            self.storage.title = life.fence.held = title
+        self.source.disk.content = attrs.evolve(content, record=record, highest=1, spec=self.spec, birth=birth)
         assert life.guest is not None
         coroutine = life.guest.start_over()
         try:
@@ -167,11 +177,22 @@ class World:
         """Everything is well again."""
         self.is_calm = True
         self.say("world", lambda: "calm")
-        self.network.heal()
+        if self.storage is None:
+            self.network.heal()
+        else:
+            self.storage.unreachable.clear()
+            self.network.cut(LINK_BACK_NS - CALM_NS)
+            self.scheduler.at(LINK_BACK_NS, self.link_back)
         for node in (self.source, self.target):
             node.disk.full = node.disk.failing_syncs = 0
             self.scheduler.thaw(node.name)
             self.restart(node)
+
+    def link_back(self) -> None:
+        """The link has been down for long, and nothing else was wrong: the fence must have settled who runs."""
+        self.audits.expect_a_runner()
+        self.say("world", lambda: "the link is back")
+        self.network.heal()
 
     # What daemons ask for
 
