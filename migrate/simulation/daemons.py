@@ -129,7 +129,9 @@ class SourceDaemon:
         assert life.guest is not None, "a source has a machine"
         life.guest.busy_steps = BUSY_STEPS
         attempt = Attempt(side=Role.SOURCE, clock=life)
-        ports = SourcePorts(link=link, guest=life.guest, journal=life.journal, clock=life, observer=life)
+        ports = SourcePorts(
+            link=link, guest=life.guest, journal=life.journal, clock=life, observer=life, ram=life.world.ram
+        )
         error: MigrationError | None = None
         served: Served | None = None
         try:
@@ -249,7 +251,14 @@ class TargetDaemon:
         link = await life.world.connect(life)
         try:
             return await converse(
-                TargetPorts(link=link, hypervisor=self.hypervisor, journals=life.journal, clock=life, observer=life)
+                TargetPorts(
+                    link=link,
+                    hypervisor=self.hypervisor,
+                    journals=life.journal,
+                    clock=life,
+                    observer=life,
+                    ram=life.world.ram,
+                )
             )
         finally:
             if life.alive:

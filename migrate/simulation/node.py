@@ -17,7 +17,7 @@ from migrate.engine.image import PauseImage
 from migrate.errors import MigrationError
 from migrate.protocol.messages import Role
 from migrate.simulation.disk import Disk, KeptImage, SimulatedJournal
-from migrate.simulation.machines import boot, step
+from migrate.simulation.machines import boot
 from migrate.simulation.scheduler import NS_PER_S, Killed
 from sim_vmm.birth import Birth
 from sim_vmm.lifecycle import MachineState
@@ -233,9 +233,9 @@ class SimulatedGuest:
         if self.busy_steps > 0:
             self.busy_steps -= STEPS_AT_ONCE
             for _ in range(STEPS_AT_ONCE):
-                step(self.machine)
+                self.life.world.program(self.machine)
         elif now - self._last_step_ns >= CALM_STEP_NS:
-            step(self.machine)
+            self.life.world.program(self.machine)
         else:
             return
         self._last_step_ns = now

@@ -19,6 +19,8 @@ import attrs
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding, Record
 from migrate.engine.policy import PrecopyPolicy
+from migrate.engine.ports import Ram
+from migrate.engine.ram import MappedRam
 from migrate.errors import MigrationError, TransportLost
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
@@ -26,7 +28,7 @@ from migrate.releases import NEWEST, Release, builtin_releases
 from migrate.simulation.audits import AT_REST, NO_BUG, Audits, Violation
 from migrate.simulation.daemons import SourceDaemon, daemon_of
 from migrate.simulation.hooks import NO_FAULTS, Hooks
-from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.machines import Foundry, LightMachines, step
 from migrate.simulation.network import Network, SimulatedLink, Speed
 from migrate.simulation.node import HostClocks, Life, Node
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
@@ -56,7 +58,10 @@ class Result:
 
 @attrs.define(kw_only=True, eq=False)
 class World:
-    """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself."""
+    """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
+
+    `ram` is how the machine's RAM travels, `program` what its guest does between any two things that its process does.
+    """
 
     spec: Spec
     hooks: Hooks = NO_FAULTS
@@ -65,6 +70,8 @@ class World:
     traced: bool = False
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(downtime_limit_ms=DOWNTIME_LIMIT_MS))
+    ram: Ram = attrs.field(factory=MappedRam)
+    program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
     speed: Speed = attrs.field(factory=Speed)
     scheduler: Scheduler = attrs.field(factory=lambda: Scheduler(now_ns=5 * NS_PER_S))
