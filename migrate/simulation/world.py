@@ -39,8 +39,8 @@ VM_ID: Final = UUID(int=0x5EED)
 CALM_NS: Final = 105 * NS_PER_S
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
-DOWNTIME_LIMIT_MS: Final = 0.02
-"""Five pages at 1 GB/s: more than a calm guest dirties in a round, and less than a busy one does."""
+ROUNDS_MIN: Final = 2
+"""So that there is one whose pages were dirtied while the first was sent."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,7 +69,7 @@ class World:
     retries: int = 2
     traced: bool = False
     deadlines: Deadlines = attrs.field(factory=Deadlines)
-    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(downtime_limit_ms=DOWNTIME_LIMIT_MS))
+    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(rounds_min=ROUNDS_MIN))
     ram: Ram = attrs.field(factory=MappedRam)
     program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
