@@ -197,7 +197,7 @@ class SimulatedLink:
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._send(batch, bytes(content), self._deadlines.frame_s)
 
-    async def send_reckoned(self, batch: RamBatch, content_bytes: int) -> None:
+    async def send_reckoned(self, batch: RamContent, content_bytes: int) -> None:
         """Send a batch whose contents are not there, and only take their time."""
         await self._send(batch, b"", self._deadlines.frame_s, content_bytes)
 
