@@ -12,6 +12,7 @@ away.
     nothing early       "failed" is published by a source only when its machine runs again
     errors say where    every published error names the phase and the side
     at rest             nobody goes on for ever, and nobody waits for a word (a debt to who knows already may stay)
+    full speed          the guest that runs in the end is not kept asleep by anybody
     no bug              nothing is raised that is not raised on purpose
 """
 
@@ -40,6 +41,7 @@ NOTHING_FORGOTTEN: Final = "nothing forgotten"
 NOTHING_EARLY: Final = "nothing early"
 ERRORS_SAY_WHERE: Final = "errors say where"
 AT_REST: Final = "at rest"
+FULL_SPEED: Final = "full speed"
 NO_BUG: Final = "no bug"
 
 CHECKS: Final = (
@@ -51,6 +53,7 @@ CHECKS: Final = (
     NOTHING_EARLY,
     ERRORS_SAY_WHERE,
     AT_REST,
+    FULL_SPEED,
     NO_BUG,
 )
 
@@ -141,6 +144,8 @@ class Audits:
         for node in nodes:
             if node.name in running:
                 yield from self._forgotten(node)
+                if node.life is not None and node.life.guest is not None and node.life.guest.throttled:
+                    yield Violation(FULL_SPEED, f"in the end the guest on {node.name} is still slowed down")
 
     def _forgotten(self, node: "Node") -> Iterator[Violation]:
         """Every page with content is dirty on whoever runs the machine, or the next attempt would not send it."""

@@ -84,6 +84,7 @@ class SourceDaemon:
             machine_name=MACHINE_NAME,
             release=life.world.release,
             policy=life.world.policy,
+            bandwidth=life.world.bandwidth,
         )
         self._busy = False
 

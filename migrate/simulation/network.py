@@ -248,8 +248,11 @@ class SimulatedLink:
         self._hooks.sent(self, message)
 
     async def _until_on_wire(self, when_ns: int, limit_ns: int) -> None:
-        if await Wait(self.outgoing.news, min(when_ns, limit_ns)) and self.outgoing.was_reset:
-            raise self._lost("the connection was reset")
+        until_ns = min(when_ns, limit_ns)
+        while self._scheduler.now_ns < until_ns:  # what was sent before arrives meanwhile, and is news too
+            await Wait(self.outgoing.news, until_ns)
+            if self.outgoing.was_reset:
+                raise self._lost("the connection was reset")
         if when_ns > limit_ns:
             raise self._late("sending")
 

@@ -60,7 +60,8 @@ class Result:
 class World:
     """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
 
-    `ram` is how the machine's RAM travels, `program` what its guest does between any two things that its process does.
+    `bandwidth` is the cap that the source keeps to, in bytes a second; `ram` is how the machine's RAM travels;
+    `program` is what its guest does between any two things that its process does.
     """
 
     spec: Spec
@@ -70,6 +71,7 @@ class World:
     traced: bool = False
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(rounds_min=ROUNDS_MIN))
+    bandwidth: float | None = None
     ram: Ram = attrs.field(factory=MappedRam)
     program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
