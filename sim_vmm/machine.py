@@ -107,6 +107,8 @@ class Machine:
         self.console: Final = ConsoleHistory()
         self.state = MachineState.CREATING
         self.failure: str | None = None
+        self.stolen_ns = 0
+        """Steal time: for how long its host kept its processors from running, since the machine is on it."""
         self.storage: Final = storage
         self.wires: Final = wires
         around = Surroundings(console=self.console.append, counters=counters, storage=storage, birth=birth, wires=wires)

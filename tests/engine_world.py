@@ -17,6 +17,7 @@ from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Record
 from migrate.engine.ownership import Hands, Ownership
 from migrate.engine.policy import PrecopyPolicy
+from migrate.engine.ports import Pace
 from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source
 from migrate.engine.target import (
     Arrived,
@@ -302,6 +303,7 @@ class SteppedGuest:
     steps_left: int
     ticks: int = 0
     program: GuestProgram = attrs.field(factory=lambda: StampGuest(steps_per_record=2))
+    throttled: list[float] = attrs.field(factory=list)
 
     def step(self) -> None:
         self.ticks += 1
@@ -310,6 +312,13 @@ class SteppedGuest:
             self.steps_left -= 1
             self.machine.poll()
             self.program.step(self.machine)
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(work=self.ticks, running_ns=self.ticks * NS_PER_OPERATION)
+
+    def throttle(self, share: float) -> None:
+        self.throttled.append(share)
 
     async def pause(self) -> None:
         self.world.happened("source pauses")
@@ -413,7 +422,7 @@ class World:
             node="rack-3",
             machine_name=MACHINE_NAME,
             release=RELEASE,
-            policy=policy or PrecopyPolicy(downtime_limit_ms=0.1),
+            policy=policy or PrecopyPolicy(rounds_min=3),
         )
         self.targets: list[Target] = []
         self.source_attempt = self.target_attempt = Attempt(side=Role.SOURCE, clock=_EngineClock(self))

@@ -14,6 +14,7 @@ from migrate.daemon.journal import VolatileJournals, journal_of_owner
 from migrate.engine.attempt import Attempt
 from migrate.engine.dry_run import Trial, spent
 from migrate.engine.policy import OnStall, PrecopyPolicy
+from migrate.engine.ports import Pace
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.engine.target import TargetPorts, TargetSettings, run_target
 from migrate.errors import MigrationError, PeerFailed
@@ -79,6 +80,13 @@ class StillGuest:
 
     machine: Machine
     was_paused: bool = False
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(work=0, running_ns=0)
+
+    def throttle(self, share: float) -> None:
+        """Nobody makes it step, at any pace."""
 
     async def pause(self) -> None:
         self.was_paused = True

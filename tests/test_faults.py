@@ -76,7 +76,7 @@ CASES: list[tuple[Trigger, Action, str, list[str]]] = [
     (IN_ROUND_2, HalfOpen(), "target", published("source: DeadlineExpired", "target: DeadlineExpired", *MOVED)),
     (AT_READY, OneWay(side=Role.TARGET), "target", published("source: DeadlineExpired", "target: PeerFailed", *MOVED)),
     (AT_READY, Stall(side=Role.TARGET, for_s=5.0), "target", MOVED),
-    (IN_ROUND_2, Throttle(bytes_per_s=1e6), "target", published("source: NotConverging", "target: PeerFailed", *MOVED)),
+    (IN_ROUND_2, Throttle(bytes_per_s=1e4), "target", published("source: NotConverging", "target: PeerFailed", *MOVED)),
     (AT_DEVICES, Slice(bytes=1), "target", MOVED),
     (AT_DEVICES, FlipBit(bit=300), "target", published("target: RemoteProtocolError", "source: PeerFailed", *MOVED)),
     (AT_DEVICES, Truncate(bytes=20), "target", published("source: TransportLost", "target: TransportLost", *MOVED)),

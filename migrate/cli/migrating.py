@@ -1,5 +1,6 @@
 """`migrate source`, `migrate target` and `migrate rehearse`."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,14 @@ MemoryMb = Annotated[int | None, Parameter(help="Guest RAM in MiB, in place of t
 DowntimeLimit = Annotated[float, Parameter(name="--downtime-limit-ms", help="How long the guest may be away, in ms.")]
 Bandwidth = Annotated[str | None, Parameter(help="Cap for guest RAM, in bytes a second: 100M, 1.5G.")]
 Stall = Annotated[OnStall, Parameter(help="What to do with a guest that dirties memory faster than it is copied.")]
+RoundsMax = Annotated[
+    int | None,
+    Parameter(name="--rounds-max", help="How many RAM rounds there may be while the guest runs; 30 unless postponed."),
+]
+PrecopyTimeMax = Annotated[
+    float | None,
+    Parameter(name="--precopy-time-max-s", help="How long the guest's RAM may be copied while it runs, in s."),
+]
 Replace = Annotated[Path | None, Parameter(help="JSON file of components that the target puts in place of its own.")]
 Retries = Annotated[int, Parameter(help="How often the target tries again after a failure.")]
 Events = Annotated[
@@ -95,6 +104,8 @@ def source(
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,
     on_stall: Stall = OnStall.REFUSE,
+    rounds_max: RoundsMax = None,
+    precopy_time_max_s: PrecopyTimeMax = None,
     seed: Seed = 0,
     releases: Releases = None,
     api_version: ApiVersion = None,
@@ -133,7 +144,7 @@ def source(
         node=new_node_name(),
         machine_name="",
         release=release_named(from_, all_releases(releases)),
-        policy=policy_of(downtime_limit_ms, on_stall),
+        policy=policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s),
         bandwidth=parse_rate(bandwidth),
     )
     program = guest_named(guest)
@@ -176,6 +187,8 @@ def target(
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,
     on_stall: Stall = OnStall.REFUSE,
+    rounds_max: RoundsMax = None,
+    precopy_time_max_s: PrecopyTimeMax = None,
     releases: Releases = None,
     events: Events = None,
     insecure: Insecure = False,
@@ -212,7 +225,7 @@ def target(
         node=node,
         machine_name="",
         release=release,
-        policy=policy_of(downtime_limit_ms, on_stall),
+        policy=policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s),
         bandwidth=parse_rate(bandwidth),
     )
     options = TargetOptions(
@@ -246,6 +259,8 @@ def rehearse(
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,
     on_stall: Stall = OnStall.REFUSE,
+    rounds_max: RoundsMax = None,
+    precopy_time_max_s: PrecopyTimeMax = None,
     replace: Replace = None,
     retries: Retries = 0,
     seed: Seed = 0,
@@ -268,11 +283,17 @@ def rehearse(
     """
     known = all_releases(releases)
     release_named(from_, known), release_named(to, known), guest_named(guest)
-    policy_of(downtime_limit_ms, on_stall)
+    policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
     common = _arguments({"--releases": releases})
-    limits = {"--downtime-limit-ms": downtime_limit_ms, "--bandwidth": bandwidth, "--on-stall": on_stall.value}
+    limits = {
+        "--downtime-limit-ms": downtime_limit_ms,
+        "--bandwidth": bandwidth,
+        "--on-stall": on_stall.value,
+        "--rounds-max": rounds_max,
+        "--precopy-time-max-s": precopy_time_max_s,
+    }
     source_arguments = _arguments(
         {
             "--listen": "127.0.0.1:0",
@@ -392,10 +413,21 @@ def born(spec: Spec, memory_mb: int | None) -> Spec:
     return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
 
 
-def policy_of(downtime_limit_ms: float, on_stall: OnStall) -> PrecopyPolicy:
-    if not downtime_limit_ms > 0:
-        raise BadInput(f"--downtime-limit-ms {downtime_limit_ms:g}: expected more than 0")
-    return PrecopyPolicy(downtime_limit_ms=downtime_limit_ms, on_stall=on_stall)
+def policy_of(
+    downtime_limit_ms: float, on_stall: OnStall, rounds_max: int | None, precopy_time_max_s: float | None
+) -> PrecopyPolicy:
+    above_0 = {"--downtime-limit-ms": downtime_limit_ms, "--precopy-time-max-s": precopy_time_max_s}
+    for option, number in above_0.items():
+        if number is not None and not number > 0:  # NaN is no number
+            raise BadInput(f"{option} {number:g}: expected more than 0")
+    if rounds_max is not None and rounds_max < 1:
+        raise BadInput(f"--rounds-max {rounds_max}: expected 1 or more")
+    return PrecopyPolicy(
+        downtime_limit_ms=downtime_limit_ms,
+        on_stall=on_stall,
+        rounds_max=rounds_max,
+        time_max_s=math.inf if precopy_time_max_s is None else precopy_time_max_s,
+    )
 
 
 N = TypeVar("N", int, float)

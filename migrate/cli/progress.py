@@ -20,7 +20,8 @@ SAID: Final = {
     "rolled back": "the machine runs on here",
     "started again": "its process had died: guest {guest} boots again from its disks",
     **dict.fromkeys(
-        ("in doubt", "still in doubt", "interrupt", "fenced off", "image lost", "told", "no fence"), "{message}"
+        ("throttle", "in doubt", "still in doubt", "interrupt", "fenced off", "image lost", "told", "no fence"),
+        "{message}",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from migrate.daemon.fence import TrioFence
 from migrate.daemon.images import Image
 from migrate.daemon.wire import SocketWires, WireError
 from migrate.engine.ownership import StorageTaken
+from migrate.engine.ports import Pace
+from migrate.engine.throttle import Rest
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
 from migrate.specs.crucible import unusable_requests
@@ -57,6 +60,17 @@ class GuestRunner:
     refusal: FenceError | None = None
     _executing: trio.CancelScope | None = None
     _quiet: trio.Event = attrs.field(factory=trio.Event)
+    _rest: Rest = attrs.field(factory=Rest)
+    _steps: int = 0
+    _running_ns: int = 0
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(work=self._steps, running_ns=self._running_ns)
+
+    def throttle(self, share: float) -> None:
+        """Keep the guest asleep for `share` of the time; its devices go on, and so does its clock."""
+        self._rest.share = share
 
     async def pause(self) -> None:
         """Return when no step is being executed, and the machine is paused.
@@ -119,16 +133,28 @@ class GuestRunner:
     async def _execute(self, scope: trio.CancelScope, quiet: trio.Event) -> None:
         try:
             with scope:
+                asleep = False
                 while True:
-                    self.program.step(self.machine)
+                    began_ns = time.monotonic_ns()
+                    if not asleep:
+                        self.program.step(self.machine)
+                        self._steps += 1
                     self.machine.poll()
                     await trio.sleep(STEP_EVERY_S)
+                    asleep = self._let_rest(time.monotonic_ns() - began_ns, asleep)
         except FenceError as error:
             self._fail(error)
         finally:
             self._executing = None
             self.on_running(False)
             quiet.set()
+
+    def _let_rest(self, elapsed_ns: int, was_asleep: bool) -> bool:
+        """Whether the guest sleeps next, after it did or did not for a while."""
+        self._running_ns += elapsed_ns
+        if was_asleep:
+            self.machine.stolen_ns += elapsed_ns
+        return self._rest.is_due(elapsed_ns, was_awake=not was_asleep)
 
     def _fail(self, error: FenceError) -> None:
         self.refusal = error

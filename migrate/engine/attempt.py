@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from migrate.engine.ports import Clock
-from migrate.engine.rounds import NS_PER_MS, Round
+from migrate.engine.rounds import NS_PER_MS, Round, finite
 from migrate.protocol.messages import Role
 
 
@@ -25,6 +25,21 @@ class Step:
         return self.start_ns + self.duration_ns
 
 
+@attrs.frozen(kw_only=True)
+class Precopy:
+    """What the source expected when it paused the guest, and what copying had cost the guest until then.
+
+    `total_ms` counts from the beginning of the attempt.  `forced` says that the limit was not expected to be kept.
+    `slowdown` is the share of its work that the guest did not get done while its RAM was copied, the throttle's part
+    included; None if it had not run here long enough before to tell.
+    """
+
+    downtime_ms: float
+    total_ms: float
+    forced: bool
+    slowdown: float | None
+
+
 @attrs.define(kw_only=True)
 class Attempt:
     """One side's view of one attempt."""
@@ -38,6 +53,7 @@ class Attempt:
     why_not_newer: list[str] = attrs.field(factory=list)
     rounds: list[Round] = attrs.field(factory=list)
     steps: list[Step] = attrs.field(factory=list)
+    precopy: Precopy | None = None
     warnings: list[str] = attrs.field(factory=list)
     committed: bool = False
 
@@ -53,6 +69,25 @@ class Attempt:
         finally:
             end = self.clock.monotonic_ns()
             self.steps.append(Step(side=self.side, step=name, start_ns=start, duration_ns=end - start))
+
+    def _precopy(self) -> dict[str, Any] | None:
+        """What was predicted beside what came of it, as the source saw it: until it heard that the guest runs."""
+        if self.precopy is None:
+            return None
+        ends = {step.step: step for step in self.steps}
+        downtime_ns = total_ns = None
+        if self.committed and "commit" in ends:
+            downtime_ns = ends["commit"].end_ns - ends["pause"].start_ns
+            total_ns = ends["commit"].end_ns - self.started_ns
+        return {
+            "predicted_downtime_ms": finite(self.precopy.downtime_ms),
+            "predicted_total_ms": finite(self.precopy.total_ms),
+            "downtime_ms": None if downtime_ns is None else downtime_ns / NS_PER_MS,
+            "total_ms": None if total_ns is None else total_ns / NS_PER_MS,
+            "forced": self.precopy.forced,
+            "guest_slowdown": self.precopy.slowdown,
+            "throttle_max": max((round_.throttle for round_ in self.rounds), default=0.0),
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Durations in ms; `start_ms` counts from `started_ns`, so that two sides on one host can be laid together."""
@@ -71,6 +106,7 @@ class Attempt:
                 }
                 for step in self.steps
             ],
+            "precopy": self._precopy(),
             "warnings": self.warnings,
             "committed": self.committed,
         }

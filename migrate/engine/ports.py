@@ -7,6 +7,8 @@ which world it runs in.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import attrs
+
 from migrate.engine.handoff import Record
 from migrate.engine.rounds import Round
 from migrate.protocol.messages import Message, RamContent, RoundEnd
@@ -113,10 +115,28 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
+@attrs.frozen(kw_only=True)
+class Pace:
+    """How far a guest has come: `work` in any unit, in the `running_ns` for which it has been running here."""
+
+    work: float
+    running_ns: int
+
+
 class RunningGuest(Protocol):
     """The source's machine and whoever makes its vCPUs run."""
 
     machine: Machine
+
+    @property
+    def pace(self) -> Pace:
+        """As of now."""
+
+    def throttle(self, share: float) -> None:
+        """Keep the guest's processors asleep for `share` of the time from now on, below 1; 0 lifts that.
+
+        It ends with this process at the latest, and never goes with the machine.
+        """
 
     async def pause(self) -> None:
         """Return when the guest executes no more and its devices are quiet."""

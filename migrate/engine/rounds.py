@@ -1,5 +1,6 @@
 """A round of RAM, as it was measured."""
 
+import math
 from typing import Any, Final
 
 import attrs
@@ -35,3 +36,8 @@ class Round:
         facts["duration_ms"] = facts.pop("duration_ns") / NS_PER_MS
         facts["receipt_ms"] = facts.pop("receipt_ns") / NS_PER_MS
         return facts
+
+
+def finite(number: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return number if math.isfinite(number) else None

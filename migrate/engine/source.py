@@ -3,6 +3,8 @@
     hello → preamble → verdict → RAM rounds, guest running → pre-flight → pause → last RAM, time, devices, server state,
     all in one flight → prepare → ready → commit → owned
 
+What the pre-flight takes tells how long the guest would be away: it is made after the first round too (`policy`).
+
 Until the record `C(n)` is written, whatever goes wrong is undone in this order: pages that were sent are dirty again,
 the guest runs again, the peer is told, and only then does the failure leave `run_source` (Propolis #811: a retry raced
 the resume).  After `C(n)` nothing is undone: the target decides, and as long as its decision is unknown the machine
@@ -13,12 +15,13 @@ guest still runs.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
 
 import attrs
 
-from migrate.engine.attempt import Attempt
+from migrate.engine.attempt import Attempt, Precopy
 from migrate.engine.handoff import (
     Holding,
     Record,
@@ -34,9 +37,10 @@ from migrate.engine.image import PauseImage
 from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
-from migrate.engine.policy import Decision, PrecopyPolicy
-from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, Ram, RunningGuest
+from migrate.engine.policy import Course, Decision, Outlook, PrecopyPolicy, SwitchoverCost, not_converging
+from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, Pace, Ram, RunningGuest
 from migrate.engine.ram import MappedRam
+from migrate.engine.rounds import NS_PER_MS, finite
 from migrate.errors import (
     DeviceStateError,
     HandoffInDoubt,
@@ -84,6 +88,8 @@ from sim_vmm.devices.errors import StateNotRepresentable
 from sim_vmm.machine import DeviceState as ExportedState
 
 MESSAGE_MAX: Final = 4096
+SLOWDOWN_AFTER_NS: Final = 50_000_000
+"""What a guest does in a shorter time says little about what it would go on doing: ten steps of a daemon."""
 
 
 @attrs.frozen(kw_only=True)
@@ -139,6 +145,7 @@ class _Source:
         self.target = ""
         self.clock = ports.clock
         self.ports = ports
+        self.journal_ns = 0
         self.ownership = Ownership(
             node=settings.node,
             machine=self.machine.birth.vm_id,
@@ -164,9 +171,9 @@ class _Source:
         try:
             accepted = await self.negotiate()
             choice = common_versions(self.settings.release, accepted.imports)
-            await self.copy_while_running()
-            self.preflight(choice)
-            generation = await self.journal.new_generation()
+            with self.throttle_lifted_afterwards():
+                generation = await self.copy_while_running(choice)
+                await self.pause()
             image = await self.copy_the_rest(choice, generation)
             self.link.forbid_cancelling()
         except Exception as error:
@@ -223,23 +230,90 @@ class _Source:
         self.observer.tell("accepted", spec_version=answer.spec_version)
         return answer
 
-    async def copy_while_running(self) -> None:
-        """Rounds until the rest fits the downtime limit."""
-        self.enter("ram")
-        policy = self.settings.policy
-        decision = Decision.ANOTHER_ROUND
-        while decision is Decision.ANOTHER_ROUND:
-            await self.copy_round()
-            decision = policy.decide(self.attempt.rounds, self.machine.memory.dirty.count)
-        if decision is Decision.GIVE_UP:
-            estimate = policy.estimated_downtime_ms(self.attempt.rounds, self.machine.memory.dirty.count)
-            raise NotConverging(
-                f"after {len(self.attempt.rounds)} rounds the guest would be away for {estimate:.0f} ms, and the limit "
-                f"is {policy.downtime_limit_ms:.0f} ms: it dirties memory faster than the link carries it; raise the "
-                "limit or the bandwidth, slow the guest, or force the switchover"
-            )
+    async def copy_while_running(self, choice: Common) -> int:
+        """Rounds until the policy says pause: returns the generation in which the machine is to be given away.
 
-    async def copy_round(self) -> None:
+        Raises:
+            NotConverging: the guest dirties memory faster than it is copied, and stays here.
+        """
+        self.enter("ram")
+        began_ns, began = self.clock.monotonic_ns(), self.guest.pace
+        throttle, cost, generation = 0.0, SwitchoverCost(), None
+        while True:
+            await self.copy_round(throttle)
+            is_new = generation is None and len(self.attempt.rounds) >= self.settings.policy.rounds_min
+            if is_new:
+                cost, generation = await self.find_out_the_cost(choice, generation)
+            course, outlook = self.consider(began_ns, cost)
+            if course.decision is Decision.PAUSE and not is_new:  # the guest has been at its devices since
+                cost, generation = await self.find_out_the_cost(choice, generation)
+                course, outlook = self.consider(began_ns, cost)
+            self.tell_estimate(course, outlook)
+            if course.decision is Decision.GIVE_UP:
+                raise NotConverging(not_converging(self.settings.policy, course, outlook, len(self.attempt.rounds)))
+            if course.decision is Decision.PAUSE and generation is not None:
+                self.expect(course, outlook, began)
+                return generation
+            if course.throttle != throttle:
+                throttle = course.throttle
+                self.guest.throttle(throttle)
+                self.observer.tell("throttle", share=throttle, message=f"the guest is slowed down by {throttle:.0%}")
+            if self.attempt.phase != "ram":
+                self.enter("ram")
+
+    def consider(self, began_ns: int, cost: SwitchoverCost) -> tuple[Course, Outlook]:
+        rounds, dirty_pages = self.attempt.rounds, self.machine.memory.dirty.count
+        elapsed_ns = self.clock.monotonic_ns() - began_ns
+        course = self.settings.policy.decide(rounds, dirty_pages, elapsed_ns, cost)
+        return course, Outlook.after(rounds, dirty_pages, cost, course.throttle)
+
+    async def find_out_the_cost(self, choice: Common, generation: int | None) -> tuple[SwitchoverCost, int]:
+        """What handing over costs with no RAM left, by doing what can be done of it while the guest runs."""
+        start_ns = self.clock.monotonic_ns()
+        state_bytes = self.preflight(choice)
+        export_ns = self.clock.monotonic_ns() - start_ns
+        if generation is None:
+            start_ns = self.clock.monotonic_ns()
+            generation = await self.journal.new_generation()
+            self.journal_ns = self.clock.monotonic_ns() - start_ns
+        return SwitchoverCost(state_bytes=state_bytes, export_ns=export_ns, journal_ns=self.journal_ns), generation
+
+    def tell_estimate(self, course: Course, outlook: Outlook) -> None:
+        rounds = self.attempt.rounds
+        self.observer.tell(
+            "estimate",
+            round=rounds[-1].number,
+            **outlook.as_json(),
+            remaining_ms=finite(self.settings.policy.remaining_ms(outlook, rounds)),
+            throttle=course.throttle,
+            decision=course.decision.value,
+            why=course.why,
+        )
+
+    def expect(self, course: Course, outlook: Outlook, began: Pace) -> None:
+        """Note what is expected of the switchover, before it begins."""
+        elapsed_ms = (self.clock.monotonic_ns() - self.attempt.started_ns) / NS_PER_MS
+        self.attempt.precopy = Precopy(
+            downtime_ms=outlook.downtime_ms,
+            total_ms=elapsed_ms + outlook.downtime_ms,
+            forced=course.forced,
+            slowdown=slowdown(began, self.guest.pace),
+        )
+
+    @contextmanager
+    def throttle_lifted_afterwards(self) -> Iterator[None]:
+        """Whatever happens inside, the guest goes on at full speed, wherever it goes on."""
+        try:
+            yield
+        finally:
+            self.guest.throttle(0.0)
+
+    async def pause(self) -> None:
+        self.enter("pause")
+        with self.attempt.step("pause"):
+            await self.guest.pause()
+
+    async def copy_round(self, throttle: float) -> None:
         """One round while the guest runs, and the target's receipt for it."""
         round_ = await self.ram.send_round()
         sent_ns = self.clock.monotonic_ns()
@@ -247,13 +321,13 @@ class _Source:
         assert isinstance(stored, RoundStored), "the table allows nothing else"
         if stored.round != round_.number:
             raise RemoteProtocolError(f"a receipt for round {stored.round} after round {round_.number}")
-        round_ = attrs.evolve(round_, receipt_ns=self.clock.monotonic_ns() - sent_ns)
+        round_ = attrs.evolve(round_, receipt_ns=self.clock.monotonic_ns() - sent_ns, throttle=throttle)
         self.attempt.rounds.append(round_)
         self.machine.memory.dirty.acknowledge()
         self.observer.tell("round", **round_.as_json())
 
-    def preflight(self, choice: Common) -> None:
-        """Export everything as if it were sent, while the guest still runs.
+    def preflight(self, choice: Common) -> int:
+        """Export everything as if it were sent, while the guest still runs; returns how many bytes it is.
 
         Raises:
             StateRefused: a state that the target cannot take: it has come about since the preamble.
@@ -264,15 +338,18 @@ class _Source:
         if reasons:
             raise StateRefused(reasons, Role.SOURCE)
         with _device_errors():
-            for message in self._device_messages(self.machine.preflight(chooser(choice))):
-                encode_frame(message)
+            size = sum(
+                len(encode_frame(message)) for message in self._device_messages(self.machine.preflight(chooser(choice)))
+            )
+        console = self.machine.console.export()
+        return size + len(console.beginning) + len(console.rolling)
 
     async def copy_the_rest(self, choice: Common, generation: int) -> bytes | None:
-        """The blackout, up to the target's promise that it holds everything: returns the image, if it is to be kept."""
+        """The blackout, up to the target's promise that it holds everything: returns the image, if it is to be kept.
+
+        The guest is paused.
+        """
         attempt, link = self.attempt, self.link
-        self.enter("pause")
-        with attempt.step("pause"):
-            await self.guest.pause()
         await link.send(Paused())
         self.enter("last ram")
         with attempt.step("last ram"):
@@ -477,6 +554,14 @@ class _Source:
             knows_already = isinstance(error, Refused | PeerFailed) and not isinstance(error, StateRefused)
             if isinstance(error, MigrationError) and not knows_already:
                 await tell_failure(self.link, self.attempt.phase, error)
+
+
+def slowdown(began: Pace, ended: Pace) -> float | None:
+    """The share of its work that a guest did not get done between the two, by what it did before."""
+    before, during = began.running_ns, ended.running_ns - began.running_ns
+    if before < SLOWDOWN_AFTER_NS or not during or not began.work:
+        return None
+    return 1 - (ended.work - began.work) / during * before / began.work
 
 
 async def tell_failure(link: Link, phase: str, error: MigrationError) -> None:

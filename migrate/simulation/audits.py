@@ -14,6 +14,7 @@ away.
     its own disks       whoever sets the machine going holds the register of the shared storage, if there is one
     errors say where    every published error names the phase and the side
     at rest             nobody goes on for ever, and nobody waits for a word (a debt to who knows already may stay)
+    full speed          the guest that runs in the end is not kept asleep by anybody
     no bug              nothing is raised that is not raised on purpose
 """
 
@@ -45,6 +46,7 @@ ERRORS_SAY_WHERE: Final = "errors say where"
 RUNS_WITHOUT_LINK: Final = "runs without link"
 ITS_OWN_DISKS: Final = "its own disks"
 AT_REST: Final = "at rest"
+FULL_SPEED: Final = "full speed"
 NO_BUG: Final = "no bug"
 
 CHECKS: Final = (
@@ -58,6 +60,7 @@ CHECKS: Final = (
     RUNS_WITHOUT_LINK,
     ITS_OWN_DISKS,
     AT_REST,
+    FULL_SPEED,
     NO_BUG,
 )
 
@@ -159,6 +162,8 @@ class Audits:
         for node in nodes:
             if node.name in running:
                 yield from self._forgotten(node)
+                if node.life is not None and node.life.guest is not None and node.life.guest.throttled:
+                    yield Violation(FULL_SPEED, f"in the end the guest on {node.name} is still slowed down")
 
     def _forgotten(self, node: "Node") -> Iterator[Violation]:
         """Every page with content is dirty on whoever runs the machine, or the next attempt would not send it."""

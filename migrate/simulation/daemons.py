@@ -88,6 +88,7 @@ class SourceDaemon:
             machine_name=MACHINE_NAME,
             release=life.world.release,
             policy=life.world.policy,
+            bandwidth=life.world.bandwidth,
         )
         self._busy = self._reclaims = False
 
@@ -135,7 +136,13 @@ class SourceDaemon:
         life.guest.busy_steps = BUSY_STEPS
         attempt = Attempt(side=Role.SOURCE, clock=life)
         ports = SourcePorts(
-            link=link, guest=life.guest, journal=life.journal, clock=life, observer=life, fence=life.fence
+            link=link,
+            guest=life.guest,
+            journal=life.journal,
+            clock=life,
+            observer=life,
+            fence=life.fence,
+            ram=life.world.ram,
         )
         error: MigrationError | None = None
         served: Served | None = None
@@ -324,6 +331,7 @@ class TargetDaemon:
             clock=life,
             observer=life,
             fence=life.fence,
+            ram=life.world.ram,
         )
 
 

@@ -70,8 +70,12 @@ class Pipe:
     def __attrs_post_init__(self) -> None:
         self.news = Signal(self.scheduler)
 
-    def put(self, data: bytes) -> int:
-        """Send `data`; returns when the last byte of it is on the wire.  Raises TransportLost."""
+    def put(self, data: bytes, reckoned_bytes: int = 0) -> int:
+        """Send `data`, and behind it bytes that only take their time; returns when the last byte is on the wire.
+
+        Raises:
+            TransportLost: nothing is taken any more.
+        """
         if self.was_reset or self._closed:
             raise TransportLost("the connection is closed")
         now = self.scheduler.now_ns
@@ -80,7 +84,7 @@ class Pipe:
             return now if len(data) <= SOCKET_BUFFER else FOR_EVER_NS
         self.put_bytes += len(data)
         start = max(now, self._wire_free_ns, min(self._held_until_ns, FOR_EVER_NS))
-        self._wire_free_ns = start + round(len(data) * self.speed.ns_per_byte)
+        self._wire_free_ns = start + round((len(data) + reckoned_bytes) * self.speed.ns_per_byte)
         pieces = [data]
         if self.piece_bytes:
             pieces = [data[first : first + self.piece_bytes] for first in range(0, len(data), self.piece_bytes)]
@@ -200,6 +204,10 @@ class SimulatedLink:
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._send(batch, bytes(content), self._deadlines.frame_s)
 
+    async def send_reckoned(self, batch: RamContent, content_bytes: int) -> None:
+        """Send a batch whose contents are not there, and only take their time."""
+        await self._send(batch, b"", self._deadlines.frame_s, content_bytes)
+
     async def receive(self) -> Message:
         self.life.check()
         if self._opening is not None:
@@ -230,7 +238,7 @@ class SimulatedLink:
 
     # Moving bytes
 
-    async def _send(self, message: Message, content: bytes, limit_s: float) -> None:
+    async def _send(self, message: Message, content: bytes, limit_s: float, reckoned_bytes: int = 0) -> None:
         self.life.check()
         if isinstance(message, Failure):
             limit_s = self._deadlines.farewell_s
@@ -239,15 +247,19 @@ class SimulatedLink:
         limit_ns = self._limit_ns(limit_s)
         data = self._encode(message) + content
         data = self._hooks.sending(self, message, data)
-        on_wire_ns = self.outgoing.put(data)
-        self.life.world.say(self.life.node.name, lambda: f"sends {short(message)}, {len(data)} bytes")
-        if on_wire_ns > self._scheduler.now_ns and len(data) > SOCKET_BUFFER:
+        on_wire_ns = self.outgoing.put(data, reckoned_bytes)
+        size = len(data) + reckoned_bytes
+        self.life.world.say(self.life.node.name, lambda: f"sends {short(message)}, {size} bytes")
+        if on_wire_ns > self._scheduler.now_ns and size > SOCKET_BUFFER:
             await self._until_on_wire(on_wire_ns, limit_ns)
         self._hooks.sent(self, message)
 
     async def _until_on_wire(self, when_ns: int, limit_ns: int) -> None:
-        if await Wait(self.outgoing.news, min(when_ns, limit_ns)) and self.outgoing.was_reset:
-            raise self._lost("the connection was reset")
+        until_ns = min(when_ns, limit_ns)
+        while self._scheduler.now_ns < until_ns:  # what was sent before arrives meanwhile, and is news too
+            await Wait(self.outgoing.news, until_ns)
+            if self.outgoing.was_reset:
+                raise self._lost("the connection was reset")
         if when_ns > limit_ns:
             raise self._late("sending")
 

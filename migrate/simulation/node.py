@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from migrate.engine.image import PauseImage
+from migrate.engine.ports import Pace
+from migrate.engine.throttle import Rest
 from migrate.errors import MigrationError
 from migrate.protocol.messages import Role
 from migrate.simulation.disk import Disk, KeptImage, SimulatedJournal
-from migrate.simulation.machines import boot, step
+from migrate.simulation.machines import boot
+from migrate.simulation.modelled import ModelledMemory
 from migrate.simulation.scheduler import NS_PER_S, Killed
 from migrate.simulation.storage import SimulatedFence
 from sim_vmm.birth import Birth
@@ -194,11 +197,42 @@ class SimulatedGuest:
     machine: Machine
     busy_steps: int = BUSY_STEPS
     _last_step_ns: int = 0
+    _rest: Rest = attrs.field(factory=Rest)
+    _running_ns: int = 0
+    _worked_ns: float = 0.0
+    _looked_ns: int | None = None
+    _asked_ns: int = 0
+    _asleep: bool = False
+
+    @property
+    def pace(self) -> Pace:
+        self._reckon()
+        return Pace(work=self._worked_ns, running_ns=self._running_ns)
+
+    def throttle(self, share: float) -> None:
+        self._reckon()
+        self._rest.share = share
+        if isinstance(self.machine.memory, ModelledMemory):
+            self.machine.memory.bulk.set(throttle=share)
+
+    @property
+    def throttled(self) -> float:
+        return self._rest.share
+
+    def _reckon(self) -> None:
+        """How long the guest has been running, and awake, until now."""
+        now = self.life.world.scheduler.now_ns
+        if self._looked_ns is not None:
+            self._running_ns += now - self._looked_ns
+            self._worked_ns += (now - self._looked_ns) * (1 - self._rest.share)
+        self._looked_ns = now if self.machine.state is MachineState.RUNNING else None
 
     async def pause(self) -> None:
         self.life.check()
         self.life.world.say(self.life.node.name, lambda: "pauses")
+        self._reckon()
         self.machine.pause()
+        self._reckon()
         self.life.world.audits.stopped(self.life.node.name, self.machine)
 
     async def resume(self) -> None:
@@ -212,6 +246,7 @@ class SimulatedGuest:
             self.machine.start()
         else:
             return
+        self._reckon()
         self._started(from_image=True)
 
     async def start_over(self) -> None:
@@ -221,6 +256,7 @@ class SimulatedGuest:
             self.machine = self.life.machine = self.life.make(self.machine.spec, self.machine.birth)
         boot(self.machine)
         self.machine.start()
+        self._reckon()
         self._started(from_image=False)
 
     def _started(self, *, from_image: bool) -> None:
@@ -239,15 +275,22 @@ class SimulatedGuest:
     def execute(self) -> None:
         """Take the steps that are due, as the machine is running."""
         now = self.life.world.scheduler.now_ns
+        if self._is_asleep(now):
+            return
         if self.busy_steps > 0:
             self.busy_steps -= STEPS_AT_ONCE
             for _ in range(STEPS_AT_ONCE):
-                step(self.machine)
+                self.life.world.program(self.machine)
         elif now - self._last_step_ns >= CALM_STEP_NS:
-            step(self.machine)
+            self.life.world.program(self.machine)
         else:
             return
         self._last_step_ns = now
+
+    def _is_asleep(self, now: int) -> bool:
+        elapsed_ns, self._asked_ns = now - self._asked_ns, now
+        self._asleep = self._rest.is_due(elapsed_ns, was_awake=not self._asleep)
+        return self._asleep
 
 
 @attrs.define(eq=False)

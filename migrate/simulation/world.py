@@ -19,6 +19,8 @@ import attrs
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding, Record
 from migrate.engine.policy import PrecopyPolicy
+from migrate.engine.ports import Ram
+from migrate.engine.ram import MappedRam
 from migrate.errors import MigrationError, TransportLost
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
@@ -26,7 +28,7 @@ from migrate.releases import NEWEST, Release, builtin_releases
 from migrate.simulation.audits import AT_REST, NO_BUG, Audits, Violation
 from migrate.simulation.daemons import SourceDaemon, daemon_of
 from migrate.simulation.hooks import NO_FAULTS, Hooks
-from migrate.simulation.machines import Foundry, LightMachines
+from migrate.simulation.machines import Foundry, LightMachines, step
 from migrate.simulation.network import Network, SimulatedLink, Speed
 from migrate.simulation.node import HostClocks, Life, Node
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
@@ -41,8 +43,8 @@ LINK_BACK_NS: Final = CALM_NS + 40 * NS_PER_S
 """When the link carries again in a world with a fence: one node has to run the machine by then."""
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
-DOWNTIME_LIMIT_MS: Final = 0.02
-"""Five pages at 1 GB/s: more than a calm guest dirties in a round, and less than a busy one does."""
+ROUNDS_MIN: Final = 2
+"""So that there is one whose pages were dirtied while the first was sent."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +64,8 @@ class Result:
 class World:
     """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
 
-    With a `storage` there is a fence.
+    With a `storage` there is a fence.  `bandwidth` is the cap that the source keeps to, in bytes a second; `ram` is
+    how the machine's RAM travels; `program` is what its guest does between any two things that its process does.
     """
 
     spec: Spec
@@ -72,7 +75,10 @@ class World:
     traced: bool = False
     storage: SharedStorage | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
-    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(downtime_limit_ms=DOWNTIME_LIMIT_MS))
+    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(rounds_min=ROUNDS_MIN))
+    bandwidth: float | None = None
+    ram: Ram = attrs.field(factory=MappedRam)
+    program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
     speed: Speed = attrs.field(factory=Speed)
     scheduler: Scheduler = attrs.field(factory=lambda: Scheduler(now_ns=5 * NS_PER_S))

@@ -1,6 +1,6 @@
 """What runs inside an emulated machine: programs whose whole state is in it (program.py).
 
-    idle                       nothing
+    idle[:filled]              nothing; with RAM full of random bytes (idle.py)
     stamp                      writes to RAM and console so that a loss shows (stamp.py)
     ledger                     numbered records on disk, in RAM, on the console and on the wire (ledger.py)
     dirty:RATE,WORKING_SET     writes to RAM at a rate (dirty.py)
@@ -68,6 +68,8 @@ def guest_text(program: GuestProgram) -> str:
     match program:
         case DirtyGuest(rate=rate, working_set=working_set):
             return f"{program.name}:{rate},{working_set}"
+        case IdleGuest(is_filled=True):
+            return f"{program.name}:filled"
         case FeaturesGuest(is_legacy=True):
             return f"{program.name}:legacy"
         case _:

@@ -9,8 +9,9 @@ many writes were done, so a program object in another process goes on with the s
 which page missed its last write.
 
 The rate is kept by the guest's own clock: a step does what has become due since the last one, to the fraction of a
-page.  Time beyond `STEP_NS_MAX` is forgotten, so a guest that was away does not make up for it in a burst; so are
-writes beyond `STEP_WRITES_MAX`, which no host of ours would keep up with.
+page.  Time beyond `STEP_NS_MAX` is forgotten, so a guest that was away does not make up for it in a burst; so is steal
+time, in which its host kept it from running, and so are writes beyond `STEP_WRITES_MAX`, which no host of ours would
+keep up with.
 """
 
 import re
@@ -42,7 +43,7 @@ REPLAY_WRITES: Final = 1 << 16
 HOT_WRITES: Final = (4, 5)
 HOT_PAGES: Final = (1, 5)
 
-_STATE: Final = struct.Struct("<QQQQQQQ")
+_STATE: Final = struct.Struct("<QQQQQQQQ")
 _Words = npt.NDArray[np.uint64]
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)")
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -50,7 +51,10 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @attrs.define
 class DirtyState:
-    """The state page, field by field, u64, little-endian.  `owed` is what is due of the next page, in bytes * ns."""
+    """The state page, field by field, u64, little-endian.
+
+    `owed` is what is due of the next page, in bytes * ns; `stolen_ns` the host's steal time at the last step.
+    """
 
     magic: int
     steps: int
@@ -59,6 +63,7 @@ class DirtyState:
     set_pages: int
     writes: int
     owed: int
+    stolen_ns: int
 
     @classmethod
     def load(cls, memory: GuestMemory) -> Self | None:
@@ -108,7 +113,7 @@ class DirtyGuest:
         if pages > memory.page_count - FIRST_PAGE:
             room = (memory.page_count - FIRST_PAGE) * PAGE_SIZE
             raise GuestDoesNotFit(f"a working set of {self.working_set} bytes in a machine with room for {room}")
-        state = DirtyState(MAGIC, 0, machine.clock.uptime_ns(), self.rate, pages, 0, 0)
+        state = DirtyState(MAGIC, 0, machine.clock.uptime_ns(), self.rate, pages, 0, 0, machine.stolen_ns)
         for first in range(0, pages, WRITES_AT_ONCE):
             chosen = np.arange(first, min(first + WRITES_AT_ONCE, pages), dtype=np.int64)
             memory.write_pages(chosen + memory.page_count - pages, _contents(chosen.astype(np.uint64) + _BOOT))
@@ -124,7 +129,8 @@ class DirtyGuest:
         state = DirtyState.load(memory)
         assert state is not None, "this machine was not booted with the dirty guest"
         now = machine.clock.uptime_ns()
-        due = state.owed + min(max(now - state.uptime_ns, 0), STEP_NS_MAX) * state.rate
+        stolen_ns = max(machine.stolen_ns - state.stolen_ns, 0)  # another host counts from 0 again
+        due = state.owed + min(max(now - state.uptime_ns - stolen_ns, 0), STEP_NS_MAX) * state.rate
         writes, state.owed = divmod(due, PAGE_SIZE * NS_PER_S)
         writes = min(writes, STEP_WRITES_MAX)
         for first in range(state.writes, state.writes + writes, WRITES_AT_ONCE):
@@ -133,7 +139,7 @@ class DirtyGuest:
             memory.write_pages(pages + memory.page_count - state.set_pages, _contents(numbers))
         state.writes += writes
         state.steps += 1
-        state.uptime_ns = now
+        state.uptime_ns, state.stolen_ns = now, machine.stolen_ns
         state.store(memory)
 
     def stale_pages(self, memory: GuestMemory) -> list[int]:

@@ -1,19 +1,29 @@
-"""A guest that does nothing: RAM stays as it is, devices stay reset."""
+"""A guest that does nothing: RAM stays as it is, devices stay reset.
 
-from typing import ClassVar, Self
+`idle:filled` has all of its RAM full of random bytes, which nothing can make smaller: what a migration moves at most.
+"""
 
-from sim_vmm.guest.program import refuse_arguments
-from sim_vmm.machine import Machine
+from typing import ClassVar, Final, Self
+
+import attrs
+import numpy as np
+
+from sim_vmm.machine import MIB, Machine
 from sim_vmm.memory import GuestMemory
 
+FILLED: Final = "filled"
 
+
+@attrs.frozen
 class IdleGuest:
     name: ClassVar[str] = "idle"
+    is_filled: bool = False
 
     @classmethod
     def parse(cls, arguments: str) -> Self:
-        refuse_arguments(cls.name, arguments)
-        return cls()
+        if arguments not in ("", FILLED):
+            raise ValueError(f"guest program {cls.name!r} takes {FILLED!r} or no arguments: {arguments!r}")
+        return cls(is_filled=arguments == FILLED)
 
     @classmethod
     def found_in(cls, memory: GuestMemory) -> Self | None:
@@ -21,7 +31,12 @@ class IdleGuest:
         return None
 
     def boot(self, machine: Machine) -> None:
-        pass
+        if not self.is_filled:
+            return
+        random = np.random.Generator(np.random.SFC64(1))
+        for region in machine.memory.layout:
+            for gpa in range(region.gpa, region.end, MIB):
+                machine.memory.write(gpa, random.bytes(min(MIB, region.end - gpa)))
 
     def step(self, machine: Machine) -> None:
         pass

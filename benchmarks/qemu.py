@@ -1,0 +1,182 @@
+"""Against QEMU's own TCP migration on this machine: the same bytes, the same downtime limit, an idle guest.
+
+`python -m benchmarks.qemu [MIB ...]` prints, for each size and kind of RAM, our time over QEMU's and our blackout over
+QEMU's, medians of interleaved runs.  It is no part of `make bench`, since it needs Debian's `qemu-system-x86`; where
+that is missing it says so.
+
+Ours is `migrate rehearse`, from the connection to the handoff, with the checksums and the audits that everybody gets.
+QEMU's is what it reports itself (`query-migrate`, total-time and downtime), under TCG, with its RAM in a file in shared
+memory that holds random bytes, or nothing.  The target's memory is fresh in both: it was never touched.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+QEMU: Final = "qemu-system-x86_64"
+SHARED_MEMORY: Final = Path("/dev/shm")
+EXAMPLE: Final = Path(__file__).parent.parent / "examples" / "web-server.json"
+MIB: Final = 1 << 20
+RUNS: Final = 5
+LIMIT_MS: Final = 20
+PATIENCE_S: Final = 120.0
+UNLIMITED: Final = 1 << 40
+
+
+@attrs.define
+class Monitor:
+    """A conversation with one QEMU over its QMP socket."""
+
+    connection: socket.socket
+    process: "subprocess.Popen[bytes]"
+    _lines: Any = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lines = self.connection.makefile("rb")
+        self._lines.readline()  # its greeting
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments}).encode()
+        self.connection.sendall(request + b"\n")
+        while True:
+            answer = json.loads(self._lines.readline())
+            if "error" in answer:
+                raise RuntimeError(f"QEMU refuses {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def until(self, *statuses: str) -> None:
+        """Return when its migration has one of these statuses; the capability `events` is on."""
+        while True:
+            line = self._lines.readline()
+            event = json.loads(line)
+            if event.get("event") == "MIGRATION" and event["data"]["status"] in statuses:
+                return
+
+
+@contextmanager
+def qemu(place: Path, name: str, memory: Path, mib: int, *more: str) -> Iterator[Monitor]:
+    address = place / f"{name}.qmp"
+    size = f"{mib}M"
+    command = [
+        QEMU,
+        *("-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m", size, "-nodefaults", "-display", "none"),
+        *("-object", f"memory-backend-file,id=ram,size={size},mem-path={memory},share=on"),
+        *("-qmp", f"unix:{address},server=on,wait=off", *more),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                deadline = time.monotonic() + PATIENCE_S
+                while True:
+                    try:
+                        connection.connect(str(address))
+                        break
+                    except (FileNotFoundError, ConnectionRefusedError):
+                        if process.poll() is not None or time.monotonic() > deadline:
+                            raise
+                connection.settimeout(PATIENCE_S)
+                yield Monitor(connection, process)
+        finally:
+            process.kill()
+
+
+def migrate_qemu(place: Path, memory: Path, mib: int, limit_ms: float, channels: int) -> tuple[float, float]:
+    """One migration; total and downtime in ms, as QEMU counts them."""
+    fresh = SHARED_MEMORY / f"{place.name}-target"
+    try:
+        with (
+            qemu(place, "source", memory, mib) as source,
+            qemu(place, "target", fresh, mib, "-incoming", "defer") as target,
+        ):
+            for side in (source, target):
+                capabilities = [{"capability": "events", "state": True}]
+                if channels > 1:
+                    capabilities.append({"capability": "multifd", "state": True})
+                side.ask("migrate-set-capabilities", capabilities=capabilities)
+                if channels > 1:
+                    side.ask("migrate-set-parameters", **{"multifd-channels": channels})
+            source.ask("migrate-set-parameters", **{"max-bandwidth": UNLIMITED, "downtime-limit": max(1, limit_ms)})
+            target.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
+            port = target.ask("query-migrate")["socket-address"][0]["port"]
+            source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
+            source.until("completed", "failed")
+            outcome = source.ask("query-migrate")
+            if outcome["status"] != "completed":
+                raise RuntimeError(f"QEMU's migration is {outcome['status']}")
+            return outcome["total-time"], outcome["downtime"]
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def migrate_ours(mib: int, limit_ms: float, guest: str, *more: str) -> tuple[float, float]:
+    """One migration; total and downtime in ms, from the connection on."""
+    command = [sys.executable, "-m", "migrate", "rehearse", str(EXAMPLE), "--memory-mb", str(mib), "--guest", guest]
+    command += ["--downtime-limit-ms", str(limit_ms), "--after-s", "0", "--json", *more]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    ledger = json.loads(done.stdout)["attempts"][-1]["ledger"]
+    return ledger["total_ms"], ledger["downtime_ms"]
+
+
+@contextmanager
+def source_memory(name: str, mib: int, *, filled: bool) -> Iterator[Path]:
+    path = SHARED_MEMORY / name
+    random = np.random.Generator(np.random.SFC64(1))
+    try:
+        with path.open("wb") as file:
+            for _ in range(mib if filled else 0):
+                file.write(random.bytes(MIB))
+            file.truncate(mib * MIB)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def compare(place: Path, mib: int, *, filled: bool, channels: int) -> None:
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    guest = "idle:filled" if filled else "idle"
+    streams = ["--streams", str(channels)] if channels > 1 else []
+    with source_memory(f"{place.name}-source", mib, filled=filled) as memory:
+        for _ in range(RUNS):
+            theirs.append(migrate_qemu(place, memory, mib, LIMIT_MS, channels))
+            ours.append(migrate_ours(mib, LIMIT_MS, guest, *streams))
+    total, away = (median(run[part] for run in ours) for part in (0, 1))
+    their_total, their_away = (median(run[part] for run in theirs) for part in (0, 1))
+    kind = "random bytes" if filled else "zeros"
+    print(
+        f"{mib} MiB of {kind}, fresh target, {channels} connection(s), limit {LIMIT_MS} ms\n"
+        f"  total    {total:8.0f} ms, QEMU {their_total:8.0f} ms: ratio {total / max(their_total, 1):.2f}\n"
+        f"  blackout {away:8.1f} ms, QEMU {their_away:8.1f} ms: ratio {away / max(their_away, 1):.2f}\n"
+        f"  {RUNS} interleaved runs, medians",
+        flush=True,
+    )
+
+
+def main() -> None:
+    if shutil.which(QEMU) is None:
+        print(f"skipped: there is no {QEMU} here (Debian's package qemu-system-x86)")
+        return
+    with tempfile.TemporaryDirectory(prefix="migrate-bench-") as directory:
+        place = Path(directory)
+        for mib in map(int, sys.argv[1:] or ("1024",)):
+            for channels in (1, 2):
+                compare(place, mib, filled=True, channels=channels)
+            compare(place, mib, filled=False, channels=1)
+
+
+if __name__ == "__main__":
+    main()
