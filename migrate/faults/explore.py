@@ -53,6 +53,7 @@ from migrate.faults.plan import (
 )
 from migrate.protocol.messages import Role
 from migrate.simulation.audits import Violation
+from migrate.simulation.hooks import Hooks
 from migrate.simulation.machines import Foundry, LightMachines
 from migrate.simulation.world import World
 from sim_vmm.spec import Spec
@@ -147,8 +148,8 @@ class Experiment:
     spec: Spec
     foundry: Foundry = attrs.field(factory=LightMachines)
 
-    def world(self, injector: Injector, *, traced: bool = False) -> World:
-        return World(spec=self.spec, foundry=self.foundry, hooks=injector, traced=traced)
+    def world(self, hooks: Hooks, *, traced: bool = False) -> World:
+        return World(spec=self.spec, foundry=self.foundry, hooks=hooks, traced=traced)
 
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""

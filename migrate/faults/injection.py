@@ -89,11 +89,13 @@ def trigger_of(key: Key, number: int) -> Trigger:
 class Injector(Hooks):
     """Once all is well again, nothing strikes any more.
 
-    `fired` are the faults that have struck; `passed`, if it is a list, gets what passes after the last of them.
+    `fired` are the faults that have struck; `on_strike` is told of each when it does; `passed`, if it is a list, gets
+    what passes after the last of them.
     """
 
     plan: Plan
     fired: list[Fault] = attrs.field(factory=list)
+    on_strike: Callable[[Fault], None] | None = None
     passed: list[tuple[Key, int]] | None = None
     _counts: Counter[Key] = attrs.field(factory=Counter)
     _waiting: dict[Key, list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
@@ -207,6 +209,8 @@ class Injector(Hooks):
 
     def _note(self, fault: Fault) -> None:
         self.fired.append(fault)
+        if self.on_strike is not None:
+            self.on_strike(fault)
         if self.passed is not None:
             self.passed.clear()
 

@@ -138,7 +138,9 @@ class World:
     def start(self, node: Node) -> None:
         """A process of this node begins, or goes on with what was done to it already."""
         life = node.life or node.begin()
-        self.say(node.name, lambda: "starts")
+        if self.traced:
+            self.say(node.name, lambda: "starts")
+            self.hooks.begins(node)
         self.spawn(life, daemon_of(life).begin)
 
     def kill(self, node: Node, *, power: bool = False) -> None:
@@ -147,7 +149,9 @@ class World:
             if power:
                 node.disk.lose_power()
             return
-        self.say(node.name, lambda: "loses power" if power else "is killed")
+        if self.traced:
+            self.say(node.name, lambda: "loses power" if power else "is killed")
+            self.hooks.dies(node, power=power)
         if self._listening is not None and self._listening.life is node.life:
             self._listening = None
         node.end(power=power)
@@ -166,7 +170,9 @@ class World:
     def calm(self) -> None:
         """Everything is well again."""
         self.is_calm = True
-        self.say("world", lambda: "calm")
+        if self.traced:
+            self.say("world", lambda: "calm")
+            self.hooks.calms()
         self.network.heal()
         for node in (self.source, self.target):
             node.disk.full = node.disk.failing_syncs = 0
