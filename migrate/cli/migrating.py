@@ -81,6 +81,9 @@ HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped wher
 Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
+TellMessages = Annotated[
+    bool, Parameter(name="--tell-messages", negative="", help="Make every message an event.", show=False)
+]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
 
@@ -110,6 +113,7 @@ def source(
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     unfenced: Unfenced = False,
@@ -159,6 +163,7 @@ def source(
         halt_at=halt_at,
     )
     with event_log("source", events, json) as log:
+        log.tells_messages = tell_messages
         code, report = trio.run(run_source_daemon, options, log)
     if json:
         print_json(report)
@@ -186,6 +191,7 @@ def target(
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     unfenced: Unfenced = False,
@@ -229,6 +235,7 @@ def target(
         halt_at=halt_at,
     )
     with event_log("target", events, json) as log:
+        log.tells_messages = tell_messages
         code, report = trio.run(run_target_daemon, options, log)
     if json:
         print_json(report)

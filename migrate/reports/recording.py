@@ -19,6 +19,7 @@ from migrate.faults.words import fault_words
 from migrate.protocol.messages import Message, Role
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind, Timeline, in_order
+from migrate.reports.words import told_words
 from migrate.simulation.audits import CHECKS, Audits
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.network import SimulatedLink
@@ -179,16 +180,6 @@ class NotingAudits(Audits):
 
     def _side(self, node: str) -> str:
         return SOURCE if node == self.source else TARGET
-
-
-def told_words(event: str, facts: Mapping[str, Any]) -> str:
-    """What an engine told, with what it told about it."""
-    if event == "round":
-        return f"round {facts['number']}: {facts['pages']:,} pages, {facts['dirtied_pages']:,} dirtied meanwhile"
-    message = facts.get("message")
-    if message is not None:
-        return f"{event}: {message}"
-    return " ".join([event, *(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())])
 
 
 def _side_of(fault: Fault) -> str:

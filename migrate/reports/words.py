@@ -1,0 +1,50 @@
+"""How times, sizes and events are written, for people."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from migrate.reports.timeline import NS_PER_MS
+
+#: The words of an event are cut here: an error may quote whatever a peer has said.
+TOLD_MAX: Final = 400
+
+
+def told_words(event: str, facts: Mapping[str, Any]) -> str:
+    """What an engine or a daemon told, with what it told about it."""
+    if event == "round":
+        return f"round {facts['number']}: {facts['pages']:,} pages, {facts['dirtied_pages']:,} dirtied meanwhile"
+    if event == "guest resumed":
+        return f"the guest was away for {facts['blackout_ms']:.1f} ms by its own clock"
+    message = facts.get("message")
+    if message is not None:
+        return shortened(f"{event}: {message}")
+    return shortened(" ".join([event, *(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())]))
+
+
+def shortened(text: str, length: int = TOLD_MAX) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def milliseconds(ms: float) -> str:
+    """`0.042 ms`, `12.3 ms`, `4.50 s`: three digits that count."""
+    if ms == 0:
+        return "0 ms"
+    if ms >= 1000:
+        return f"{ms / 1000:,.2f} s"
+    return f"{ms:.3f} ms" if ms < 1 else f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms"
+
+
+def time_of(ns: int) -> str:
+    """A place on a timeline, always in ms, so that places can be compared."""
+    return f"{ns / NS_PER_MS:,.3f}"
+
+
+def size_of(size: float) -> str:
+    """`17 B`, `36.1 KiB`, `128.4 MiB`."""
+    if size < 1024:
+        return f"{size:,.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:,.1f} TiB"
