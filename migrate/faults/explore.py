@@ -133,6 +133,7 @@ class Tried:
     fired: int
     violations: tuple[Violation, ...]
     passed: tuple[tuple[Key, int], ...] = ()
+    reasons: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -163,6 +164,7 @@ class Experiment:
             fired=len(injector.fired),
             violations=result.violations,
             passed=tuple(injector.passed or ()),
+            reasons=result.reasons,
         )
 
     def trace(self, plan: Plan) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class Result:
 
     owner: str
     published: tuple[str, ...]
+    reasons: tuple[str, ...]
     violations: tuple[Violation, ...]
     trace: tuple[str, ...]
     trace_hash: str
@@ -109,6 +110,7 @@ class World:
         return Result(
             owner=owners[0].role.value if len(owners) == 1 else "nobody",
             published=tuple(self.audits.published),
+            reasons=tuple(self.audits.reasons),
             violations=tuple(self.audits.violations),
             trace=tuple(self.trace),
             trace_hash=hashlib.sha256("\n".join(self.trace).encode()).hexdigest(),
