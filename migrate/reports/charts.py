@@ -1,5 +1,6 @@
 """Charts that are tables: each row has its numbers in words, and a bar beside them that says the same at a glance."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -35,14 +36,17 @@ def piece(start: float, length: float, class_: str, *, y: float = 1, height: flo
 
 
 def rounds_chart(rounds: Sequence[Round]) -> Markup:
-    """Pages that each round sent, beside those that the guest dirtied meanwhile: what the next has to send."""
-    most = max((max(round_.pages, round_.dirtied_pages) for round_ in rounds), default=0) or 1
+    """Pages that each round sent, beside those that the guest dirtied meanwhile: what the next has to send.
+
+    Bars are as long as the logarithm of their number, for a round is often a hundredth of the one before.
+    """
+    most = math.log1p(max((max(round_.pages, round_.dirtied_pages) for round_ in rounds), default=0) or 1)
     rows = [
         (
             str(round_.number),
             bar(
-                piece(0, round_.pages / most, "sent", said=f"{round_.pages:,} pages sent"),
-                piece(0, round_.dirtied_pages / most, "dirtied", y=13, said=f"{round_.dirtied_pages:,} dirtied"),
+                piece(0, math.log1p(round_.pages) / most, "sent", said=f"{round_.pages:,} pages sent"),
+                piece(0, math.log1p(round_.dirtied_pages) / most, "dirtied", y=13, said=f"{round_.dirtied_pages:,} dirtied"),
                 height=24,
             ),
             f"{round_.pages:,}",
@@ -54,7 +58,7 @@ def rounds_chart(rounds: Sequence[Round]) -> Markup:
         )
         for round_ in rounds
     ]
-    heads = ("round ", "pages sent and dirtied", "pages ", "dirtied ", "zero ", "sent ", "took ", "rate ")
+    heads = ("round ", "sent and dirtied, logarithmic", "pages ", "dirtied ", "zero ", "sent ", "took ", "rate ")
     return table(heads, rows, class_="chart rounds")
 
 
@@ -77,7 +81,7 @@ def blackout_chart(attempt: Attempt) -> Markup:
             for step in of_sides.get(side, ())
         ]
         rows.append((name, bar(*drawn, height=24), *(_times(of_sides.get(side, ()), begin_ms) for side in SIDES)))
-    heads = ("step", f"since the pause, over {milliseconds(whole_ms)}", "source, ms ", "target, ms ")
+    heads = ("step", f"since the pause, over {milliseconds(whole_ms)}", "source, took at ", "target, took at ")
     return table(heads, rows, class_="chart blackout")
 
 

@@ -19,7 +19,7 @@ WIDTH: Final = 500
 LIFELINE: Final = {SOURCE: 200, TARGET: 312}
 OUTWARDS: Final = {SOURCE: -1, TARGET: 1}
 #: Characters that fit into a line: beside the lifelines, and across.
-ROOM: Final = {SOURCE: 20, TARGET: 27, WORLD: 64}
+ROOM: Final = {SOURCE: 18, TARGET: 25, WORLD: 64}
 LINES_MAX: Final = 4
 HEAD: Final = 40
 LINE: Final = 13
@@ -111,25 +111,36 @@ def _struck(rows: tuple[Row, ...], places: dict[int, float]) -> Iterator[Markup]
 
 def _lanes(rows: tuple[Row, ...], places: dict[int, float], end: float) -> Iterator[Markup]:
     lanes = {side: Lane(side) for side in SIDES}
+    drawn: list[Markup] = []
     for row in rows:
         event, y = row.event, places[row.index]
         for side in SIDES if event.side == WORLD else (event.side,):
-            yield from _advance(lanes[side], event, y)
+            yield from _life_until(lanes[side], event, y)
+            drawn += _ended_by(lanes[side], event, y)
     for lane in lanes.values():
-        yield from _close_phase(lane, end)
-        yield from _close_guest(lane, end)
         yield _life(lane, end)
+        drawn += (*_close_phase(lane, end), *_close_guest(lane, end))
+    yield from drawn  # before the lifelines
 
 
-def _advance(lane: Lane, event: Event, y: float) -> Iterator[Markup]:
+def _life_until(lane: Lane, event: Event, y: float) -> Iterator[Markup]:
+    """The lifeline so far, if it changes here."""
+    if event.kind in (Kind.FAULT, Kind.CALM):
+        return
+    alive = event.kind is not Kind.DIES  # whoever does something lives: a target does not say that it has begun
+    if alive is not lane.alive or event.kind is Kind.BEGINS:
+        yield _life(lane, y)
+        lane.alive, lane.since = alive, y
+
+
+def _ended_by(lane: Lane, event: Event, y: float) -> Iterator[Markup]:
     """What ends at this event, and is drawn therefore."""
     match event.kind:
-        case Kind.BEGINS | Kind.DIES:
+        case Kind.BEGINS:
             yield from _close_phase(lane, y)
-            if event.kind is Kind.DIES:
-                yield from _close_guest(lane, y)
-            yield _life(lane, y)
-            lane.alive, lane.since = event.kind is Kind.BEGINS, y
+        case Kind.DIES:
+            yield from _close_phase(lane, y)
+            yield from _close_guest(lane, y)
         case Kind.PHASE:
             yield from _close_phase(lane, y)
             lane.phase, lane.phase_since = event.text, y
@@ -139,8 +150,6 @@ def _advance(lane: Lane, event: Event, y: float) -> Iterator[Markup]:
             lane.guest_since = y if lane.guest_since is None else lane.guest_since
         case Kind.RESTS:
             yield from _close_guest(lane, y)
-    if not lane.alive and event.kind is not Kind.DIES and event.kind is not Kind.FAULT and event.kind is not Kind.CALM:
-        lane.alive = True  # whoever does something lives; a target does not say that it has begun
 
 
 def _life(lane: Lane, y: float) -> Markup:

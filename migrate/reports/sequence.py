@@ -50,8 +50,6 @@ def bands_of(timeline: Timeline) -> tuple[Band, ...]:
     sent = {flight_sent: place for place, (_, flight_sent, _) in enumerate(flights)}
     open_bands: dict[str, list[tuple[Flight, int, int | None]]] = {side: [] for side in SIDES}
     for index, event in enumerate(timeline.events):
-        if event.kind is Kind.RECEIVES:
-            continue  # what a side hears meanwhile does not end what it says
         flight = flights[sent[index]] if index in sent else None
         for side in SIDES if event.side not in SIDES else (event.side,):
             before = open_bands[side]
@@ -81,12 +79,13 @@ def rows_of(timeline: Timeline, bands: Sequence[Band]) -> tuple[Row, ...]:
 
 def break_above_ns(gaps: Sequence[int]) -> float:
     """Quiet stretches that are longer become breaks."""
-    together = 0
-    for gap in sorted(gaps):
-        if together and gap > BREAK_AFTER * together:
-            return gap - 1
-        together += gap
-    return math.inf
+    left, longest = sum(gaps), math.inf
+    for gap in sorted(gaps, reverse=True):
+        left -= gap
+        if gap <= BREAK_AFTER * left or left == 0:
+            return longest
+        longest = gap - 1
+    return longest
 
 
 def _indexed(events: Sequence[Event]) -> list[tuple[Flight, int, int | None]]:
