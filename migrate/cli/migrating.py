@@ -13,7 +13,8 @@ from cyclopts import Parameter
 
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
-from migrate.cli.progress import event_lines, live_progress
+from migrate.cli.progress import Event, Watch, event_lines, live_progress
+from migrate.cli.reporting import Report, Trace, leave_migration, rehearsal_facts, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
@@ -42,6 +43,7 @@ from migrate.protocol.messages import NAME_MAX
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
+from migrate.reports.told import timeline_of
 from migrate.releases import NEWEST, all_releases, release_named
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
@@ -262,6 +264,8 @@ def rehearse(
     after_s: float = 0.3,
     releases: Releases = None,
     api_version: ApiVersion = None,
+    report: Report = None,
+    trace: Trace = None,
     json: Json = False,
 ) -> int:
     """Start a source and a target as processes on loopback, migrate, audit, and tear down.
@@ -294,6 +298,9 @@ def rehearse(
     target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
     if state_dir is not None:
         require_unused(state_dir)
+    require_writable(report=report, trace=trace)
+    watched = () if report is None and trace is None else ("--tell-messages",)
+    events: list[Event] = []
     result: RehearsalResult | None = None
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
@@ -304,8 +311,8 @@ def rehearse(
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source")),
-                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target")),
+                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source"), *watched),
+                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target"), *watched),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
                 wire_record=places.leftovers.wire,
@@ -313,7 +320,7 @@ def rehearse(
         )
         try:
             with live_progress(quiet=json) as watch:
-                result = trio.run(run_rehearsal, options, watch)
+                result = trio.run(run_rehearsal, options, noting(events, watch))
         except* DaemonDied as group:
             code = _tell_death(group)
         except* WireError as group:
@@ -324,13 +331,26 @@ def rehearse(
             code = ExitCode.INTERRUPTED
     if result is None:
         return code
+    document, title = result.document, f"{spec}, {from_} to {to}"
+    facts = rehearsal_facts(document)
+    leave_migration(report, trace, title, lambda: timeline_of(document, events), facts)
     if json:
         print_json(result.document)
     else:
-        print_summary(result, f"{spec}, {from_} to {to}")
+        print_summary(result, title)
     if result.violations:
         return ExitCode.AUDIT_VIOLATED
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
+
+
+def noting(events: list[Event], watch: Watch) -> Watch:
+    """`watch`, with every event kept in `events`."""
+
+    def note(event: Event) -> None:
+        events.append(event)
+        watch(event)
+
+    return note
 
 
 def require_unused(state: Path) -> None:

@@ -61,6 +61,9 @@ def fault_map(tally: Tally) -> Markup:
     """The map with its legend, and the same in words below it."""
     places = list(dict.fromkeys(place for place, _ in tally.cells))
     actions = list(dict.fromkeys(action for _, action in tally.cells))
+    if tally.is_coarse:  # places come up in no order that means anything
+        places.sort()
+        actions.sort()
     found = {course for counts in tally.cells.values() for course in counts}
     head = tag(
         "tr",

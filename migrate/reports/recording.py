@@ -19,7 +19,7 @@ from migrate.faults.words import fault_words
 from migrate.protocol.messages import Message, Role
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import told_words
+from migrate.reports.words import kind_and_facts, told_words
 from migrate.simulation.audits import CHECKS, Audits
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.network import SimulatedLink
@@ -145,7 +145,8 @@ class Recorder(Hooks):
 
     def told(self, life: Life, event: str, facts: Mapping[str, Any]) -> None:
         if event not in ("phase", "ram"):  # the one has a hook of its own, the other is for progress bars
-            self.note(life.side.value, Kind.TELLS, told_words(event, facts))
+            kind, kept = kind_and_facts(event, facts)
+            self.note(life.side.value, kind, told_words(event, facts), facts=kept)
 
     def begins(self, node: Node) -> None:
         self.note(node.role.value, Kind.BEGINS, "starts" if node.lives == 1 else "starts again")

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     WRITES = "writes"  # a record, and it is durable
     RUNS = "runs"  # the guest
     RESTS = "rests"
+    ROUND = "round"  # of RAM is over
     TELLS = "tells"
     ENDS = "ends"  # an attempt, with its outcome
     FAULT = "fault"
@@ -46,6 +47,7 @@ class Event:
         connection: on which something was said, from 0; None for everything else.
         message: its kind, for what was said.
         size: of that message, in bytes; 0 where nobody knows.
+        facts: of a round, its `pages`, `bytes` and `dirtied_pages`.
     """
 
     at_ns: int
@@ -56,6 +58,7 @@ class Event:
     connection: int | None = None
     message: str = ""
     size: int = 0
+    facts: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

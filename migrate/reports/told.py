@@ -7,7 +7,7 @@ import attrs
 
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import told_words
+from migrate.reports.words import kind_and_facts, told_words
 
 Told = Mapping[str, Any]
 
@@ -87,7 +87,8 @@ def _events(ordered: Sequence[Told]) -> Iterator[Event]:
         meaning = _meaning(name, told)
         if meaning is not None:
             kind, text = meaning
-            yield Event(at_ns=told["at_ns"], side=side, kind=kind, text=text)
+            _, facts = kind_and_facts(name, told)
+            yield Event(at_ns=told["at_ns"], side=side, kind=kind, text=text, facts=facts)
 
 
 def _meaning(name: str, told: Told) -> tuple[Kind, str] | None:
@@ -107,4 +108,5 @@ def _meaning(name: str, told: Told) -> tuple[Kind, str] | None:
             return SAID[name]
         case _:
             facts = {key: value for key, value in told.items() if key not in ("event", "side", "at_ns")}
-            return Kind.TELLS, told_words(name, facts)
+            kind, _ = kind_and_facts(name, facts)
+            return kind, told_words(name, facts)

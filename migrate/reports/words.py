@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from migrate.reports.timeline import NS_PER_MS
+from migrate.reports.timeline import NS_PER_MS, Kind
 
 #: The words of an event are cut here: an error may quote whatever a peer has said.
 TOLD_MAX: Final = 400
+
+
+def kind_and_facts(event: str, facts: Mapping[str, Any]) -> tuple[Kind, dict[str, int]]:
+    """What an event that an engine or a daemon told is on a timeline."""
+    if event == "round":
+        return Kind.ROUND, {name: facts[name] for name in ("pages", "bytes", "dirtied_pages")}
+    return Kind.TELLS, {}
 
 
 def told_words(event: str, facts: Mapping[str, Any]) -> str:
