@@ -11,13 +11,16 @@ import attrs
 from cyclopts import Parameter
 
 from migrate.cli.output import print_json, print_line, print_table
+from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, carry_on, workers
 from migrate.faults.explore import Experiment
-from migrate.faults.plan import PlanError
+from migrate.faults.plan import Plan, PlanError
 from migrate.faults.toml import read_plan, write_plan
+from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
+from migrate.reports.recording import record
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
 from sim_vmm.spec import Spec
 
@@ -44,6 +47,7 @@ def explore(
         Path | None, Parameter(help="Note here what has been done, and go on from there next time.")
     ] = None,
     out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
+    report: Report = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -64,28 +68,62 @@ def explore(
     if count < 1:
         raise BadInput(f"--workers is {count}; there must be at least one")
     experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine))
-    try:
-        work = Campaign(order=order) if campaign is None else Campaign.load(campaign, order)
-    except CampaignError as error:
-        raise BadInput(str(error)) from error
+    require_writable(report=report)
+    work = _campaign(campaign, order, keep_tally=report is not None)
     done_before, begun = work.schedules, time.monotonic()
     with workers(experiment, count) as executor:
         carry_on(work, experiment, executor, ahead=count, after_chunk=_teller(campaign, begun))
     elapsed_s = max(time.monotonic() - begun, 1e-9)
+    left = _leave_plans(work.violations, out, spec)
     document = {
         "schedules": work.schedules,
         "per_second": round((work.schedules - done_before) / elapsed_s, 1),
         "outcomes": dict(sorted(work.outcomes.items())),
-        "violations": [
-            {"plan": str(path), "check": found.check, "message": found.message}
-            for found, path in _leave_plans(work.violations, out, spec)
-        ],
+        "violations": [{"plan": str(path), "check": found.check, "message": found.message} for found, path in left],
     }
+    if report is not None:
+        leave(report, _page(work, experiment, left, spec, order))
     if json:
         print_json(document)
     else:
         _print(document)
     return ExitCode.AUDIT_VIOLATED if work.violations else ExitCode.DONE
+
+
+def _campaign(path: Path | None, order: Order, *, keep_tally: bool) -> Campaign:
+    try:
+        work = Campaign(order=order) if path is None else Campaign.load(path, order)
+    except CampaignError as error:
+        raise BadInput(str(error)) from error
+    try:
+        if keep_tally:
+            work.keep_tally()
+    except CampaignError as error:
+        raise BadInput(f"{path} was begun without --report, and {error}; give another file") from error
+    return work
+
+
+def _page(work: Campaign, experiment: Experiment, left: list[tuple[Found, Path]], spec: Path, order: Order) -> str:
+    assert work.tally is not None, "it has been kept from the first schedule on"
+    violations = [
+        Shown(
+            check=found.check,
+            message=found.message,
+            plan=write_plan(found.plan),
+            file=str(path),
+            timeline=record(experiment, found.plan).timeline if number < TIMELINES_MAX else None,
+        )
+        for number, (found, path) in enumerate(left)
+    ]
+    what = {
+        Kind.SINGLES: "every single fault",
+        Kind.PAIRS: "all pairs",
+        Kind.RANDOM: f"random plans from {order.seed} on",
+    }
+    lead = f"{what[order.kind]}: {work.schedules:,} schedules, {len(violations) or 'none'} violated"
+    outcomes = [(name, f"{count:,}") for name, count in sorted(work.outcomes.items())]
+    undisturbed = record(experiment, Plan(faults=())).timeline
+    return campaign_page(f"explore {spec}", lead, work.tally, outcomes, violations, undisturbed)
 
 
 def _order(faults: int, random: int, seed: int) -> Order:
@@ -162,6 +200,8 @@ def replay(
     /,
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
+    report: Report = None,
+    trace: Trace = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -184,8 +224,15 @@ def replay(
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")
+    require_writable(report=report, trace=trace)
     experiment = Experiment(spec=simulated(read(file, api_version).spec), foundry=foundry(real_machine))
     tried = experiment.run(read_it)
+    facts = [
+        ("faults", f"{tried.fired} of {len(read_it.faults)} struck"),
+        ("spec", str(file)),
+        ("seed", str(read_it.seed)),
+    ]
+    leave_migration(report, trace, f"replay {plan}", lambda: record(experiment, read_it).timeline, facts)
     violations = [attrs.asdict(violation) for violation in tried.violations]
     if json:
         print_json(

@@ -43,8 +43,8 @@ from migrate.protocol.messages import NAME_MAX
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
-from migrate.reports.told import timeline_of
 from migrate.releases import NEWEST, all_releases, release_named
+from migrate.reports.told import timeline_of
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest

@@ -46,7 +46,13 @@ def rounds_chart(rounds: Sequence[Round]) -> Markup:
             str(round_.number),
             bar(
                 piece(0, math.log1p(round_.pages) / most, "sent", said=f"{round_.pages:,} pages sent"),
-                piece(0, math.log1p(round_.dirtied_pages) / most, "dirtied", y=13, said=f"{round_.dirtied_pages:,} dirtied"),
+                piece(
+                    0,
+                    math.log1p(round_.dirtied_pages) / most,
+                    "dirtied",
+                    y=13,
+                    said=f"{round_.dirtied_pages:,} dirtied",
+                ),
                 height=24,
             ),
             f"{round_.pages:,}",

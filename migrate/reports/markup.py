@@ -44,10 +44,10 @@ def table(
 ) -> Markup:
     """Heads that end in a space are above numbers, which stand at the right."""
     kinds = ["number" if head.endswith(" ") else None for head in heads]
-    head = tag("tr", *(tag("th", head.strip(), scope="col", class_=kind) for head, kind in zip(heads, kinds, strict=True)))
-    body = [
-        tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows
-    ]
+    head = tag(
+        "tr", *(tag("th", head.strip(), scope="col", class_=kind) for head, kind in zip(heads, kinds, strict=True))
+    )
+    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
     described = [tag("caption", caption)] if caption else []
     return tag(
         "div", tag("table", *described, tag("thead", head), tag("tbody", *body), class_=class_), class_="scrolled"

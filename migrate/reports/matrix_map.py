@@ -1,13 +1,13 @@
 """The matrix of who can go where: a small grid a machine, or a row of stops for a path, then what bars the way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from migrate.rehearsal.matrix import Cell
+from migrate.rehearsal.matrix import Cell, obstacles
 from migrate.reports.markup import Markup, joined, table, tag, title
 
 SIDE: Final = 24
-LEFT: Final = 62
+LEFT: Final = 74
 TOP: Final = 34
 
 
@@ -53,7 +53,9 @@ def paths(cells: Sequence[Cell], asked: str) -> Markup:
     for machine in machines_of(cells):
         steps = [cell for cell in cells if cell.spec == machine]
         barred = "" if steps[-1].is_ok else f"barred; {asked} was asked for"
-        figures.append(tag("figure", tag("figcaption", machine), _path(machine, steps), tag("p", barred, class_="note")))
+        figures.append(
+            tag("figure", tag("figcaption", machine), _path(machine, steps), tag("p", barred, class_="note"))
+        )
     return tag("div", *figures, class_="grids")
 
 
@@ -86,12 +88,15 @@ def _said(cell: Cell) -> str:
 
 
 def in_words(cells: Sequence[Cell]) -> Markup:
-    """The same as a table, with every reason."""
-    return table(("machine", "from", "to", "verdict", "because"), _rows(cells), class_="reasons")
-
-
-def _rows(cells: Sequence[Cell]) -> Iterator[tuple[str, ...]]:
-    for cell in cells:
-        reasons = "; ".join(reason.message for reason in cell.verdict.reasons)
-        version = f"ok, spec version {cell.verdict.spec_version}"
-        yield cell.spec, cell.source, cell.target, version if cell.is_ok else "refused", reasons
+    """For each machine: where it can go, then everything that is in the way once, with the ways that it bars."""
+    parts = []
+    for machine in machines_of(cells):
+        open_ways = [f"{cell.source}→{cell.target}" for cell in cells if cell.spec == machine and cell.is_ok]
+        parts += [tag("h3", machine), tag("p", f"Would migrate: {' '.join(open_ways) or 'nowhere'}")]
+        rows = [
+            (f"{component}: {field}; needed: {need}", " ".join(ways))
+            for (component, field, need), ways in obstacles(cells, machine).items()
+        ]
+        if rows:
+            parts.append(table(("in the way", "bars"), rows, class_="obstacles"))
+    return joined(parts)

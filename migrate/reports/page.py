@@ -136,7 +136,9 @@ def _attempt(attempt: Attempt, title: str) -> Markup:
     if attempt.rounds:
         parts += [
             tag("h3", "RAM rounds"),
-            _key(("sent", "pages sent"), ("dirtied", "pages that the guest dirtied meanwhile, and the next round sends")),
+            _key(
+                ("sent", "pages sent"), ("dirtied", "pages that the guest dirtied meanwhile, and the next round sends")
+            ),
             charts.rounds_chart(attempt.rounds),
         ]
     if any(step.duration_ms for step in attempt.blackout()):
@@ -160,7 +162,9 @@ def _key(*entries: tuple[str, str]) -> Markup:
 
 
 def _timeline(timeline: Timeline) -> Markup:
-    return section("Timeline", tag("p", "Times in ms since the beginning.", class_="note"), _legend(), diagram(timeline))
+    return section(
+        "Timeline", tag("p", "Times in ms since the beginning.", class_="note"), _legend(), diagram(timeline)
+    )
 
 
 #: What the colours of the diagram are for.
@@ -214,7 +218,9 @@ def events_table(timeline: Timeline) -> Markup:
         elif event.kind in (Kind.SENDS, Kind.RECEIVES):
             continue
         else:
-            text = {Kind.PHASE: "enters ", Kind.WRITES: "writes ", Kind.FAULT: "FAULT: "}.get(event.kind, "") + event.text
+            text = {Kind.PHASE: "enters ", Kind.WRITES: "writes ", Kind.FAULT: "FAULT: "}.get(
+                event.kind, ""
+            ) + event.text
         cells = (tag("td", cell) for cell in (time_of(event.at_ns), event.side, text, event.phase))
         rows.append(tag("tr", *cells, class_="fault" if event.kind is Kind.FAULT else None))
     head = tag("tr", *(tag("th", name, scope="col") for name in ("ms", "side", "what", "in phase")))

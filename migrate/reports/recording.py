@@ -4,7 +4,7 @@ The recorder stands before the injector as the world's hooks, and in the place o
 for it that it would not do anyway; a run that nobody records pays nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -46,10 +46,10 @@ def record(experiment: Experiment, plan: Plan) -> Recorded:
         names = {SOURCE: world.source.name, TARGET: world.target.name}
     timeline = Timeline(
         names=names,
-        events=in_order(recorder.events),
+        events=in_order(_without_last_calm(recorder.events)),
         attempts=recorder.attempts(),
         owner=result.owner,
-        outcome=result.published[-1].partition(": ")[2] if result.published else "nothing",
+        outcome=outcome_of(result.published),
         planned=tuple(map(fault_words, plan.faults)),
         checks=CHECKS,
         violations=tuple((found.check, found.message) for found in result.violations),
@@ -181,6 +181,17 @@ class NotingAudits(Audits):
 
     def _side(self, node: str) -> str:
         return SOURCE if node == self.source else TARGET
+
+
+def outcome_of(published: Sequence[str]) -> str:
+    """The last word of the target, or of the source if the target said nothing; "nothing" if nobody said any."""
+    last = {side: outcome for side, _, outcome in (word.partition(": ") for word in published)}
+    return last.get(TARGET) or last.get(SOURCE) or "nothing"
+
+
+def _without_last_calm(events: list[Event]) -> list[Event]:
+    """That all is well from some time on says nothing of a run that is over by then."""
+    return events[:-1] if events and events[-1].kind is Kind.CALM else events
 
 
 def _side_of(fault: Fault) -> str:

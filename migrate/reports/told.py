@@ -7,9 +7,9 @@ import attrs
 
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import kind_and_facts, told_words
+from migrate.reports.words import kind_and_facts, shortened, told_words
 
-Told = Mapping[str, Any]
+Told = dict[str, Any]
 
 #: Events that say nothing of a timeline, or what another event says as well.
 SILENT: Final = ("ram", "image", "no fence", "running", "attempt")
@@ -101,7 +101,8 @@ def _meaning(name: str, told: Told) -> tuple[Kind, str] | None:
             return Kind.BEGINS, "listens"
         case "attempt ended":
             error = told["error"]
-            return Kind.ENDS, told["outcome"] if error is None else f"{told['outcome']}: {error['message']}"
+            message = "" if error is None else f": {error['message']}"
+            return Kind.ENDS, shortened(told["outcome"] + message)
         case _ if name in SILENT:
             return None
         case _ if name in SAID:

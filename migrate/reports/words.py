@@ -42,8 +42,9 @@ def milliseconds(ms: float) -> str:
 
 
 def time_of(ns: int) -> str:
-    """A place on a timeline, always in ms, so that places can be compared."""
-    return f"{ns / NS_PER_MS:,.3f}"
+    """A place on a timeline, always in ms, so that places can be compared; in a margin of nine characters."""
+    ms = ns / NS_PER_MS
+    return f"{ms:,.3f}" if ms < 10_000 else f"{ms:,.1f}"
 
 
 def size_of(size: float) -> str:
