@@ -89,7 +89,6 @@ class SocketLink:
                 frame = await self._read_frame()
         message = self._understand(*frame)
         self._visit("after receive", message)
-        self._note("receives", message, frames.HEADER.size + frame[0].length)
         return message
 
     async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
@@ -190,6 +189,7 @@ class SocketLink:
             self._advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self._note("receives", message, frames.HEADER.size + header.length)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message

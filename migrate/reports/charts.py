@@ -41,6 +41,7 @@ def rounds_chart(rounds: Sequence[Round]) -> Markup:
     Bars are as long as the logarithm of their number, for a round is often a hundredth of the one before.
     """
     most = math.log1p(max((max(round_.pages, round_.dirtied_pages) for round_ in rounds), default=0) or 1)
+    is_throttled = any(round_.throttle for round_ in rounds)
     rows = [
         (
             str(round_.number),
@@ -61,10 +62,13 @@ def rounds_chart(rounds: Sequence[Round]) -> Markup:
             size_of(round_.bytes),
             milliseconds(round_.duration_ms),
             f"{size_of(round_.bytes / (round_.duration_ms / 1e3))}/s" if round_.duration_ms else "",
+            *([f"{round_.throttle:.0%}"] if is_throttled else []),
         )
         for round_ in rounds
     ]
-    heads = ("round ", "sent and dirtied, logarithmic", "pages ", "dirtied ", "zero ", "sent ", "took ", "rate ")
+    heads = ["round ", "sent and dirtied, logarithmic", "pages ", "dirtied ", "zero ", "sent ", "took ", "rate "]
+    if is_throttled:
+        heads.append("guest asleep ")
     return table(heads, rows, class_="chart rounds")
 
 

@@ -1,4 +1,4 @@
-"""The fault map: a row for each place where a fault can strike, a column for each thing it can do, a mark for what came.
+"""The fault map: a row for each place where a fault can strike, a column for each thing it can do, marks for what came.
 
 A mark has a colour and a shape of its own, so that it can be told in print and by whoever sees few colours.  The map is
 a table, so it can be read out, and its heads stay in sight while it is scrolled.

@@ -153,11 +153,10 @@ def _attempt(attempt: Attempt, title: str) -> Markup:
 
 
 def _key(*entries: tuple[str, str]) -> Markup:
-    items = (
-        tag("li", tag("svg", charts.piece(0, 1, name, y=0, height=12), class_="swatch bar",
-                      viewBox=f"0 0 {charts.ACROSS} 12", preserveAspectRatio="none", style="display:inline-block;width:14px;min-width:0;height:14px"), " ", words)
-        for name, words in entries
-    )  # fmt: skip
+    items = []
+    for name, words in entries:
+        square = tag("rect", width=14, height=14, class_=name)
+        items.append(tag("li", tag("svg", square, viewBox="0 0 14 14", class_="swatch bar"), " ", words))
     return tag("ul", *items, class_="legend")
 
 

@@ -16,7 +16,7 @@ from migrate.faults.explore import Experiment
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Fault, Plan
 from migrate.faults.words import fault_words
-from migrate.protocol.messages import Message, Role
+from migrate.protocol.messages import Failure, Message, Role
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind, Timeline, in_order
 from migrate.reports.words import kind_and_facts, told_words
@@ -147,6 +147,9 @@ class Recorder(Hooks):
         if event not in ("phase", "ram"):  # the one has a hook of its own, the other is for progress bars
             kind, kept = kind_and_facts(event, facts)
             self.note(life.side.value, kind, told_words(event, facts), facts=kept)
+
+    def hears_failure(self, link: SimulatedLink, failure: Failure) -> None:
+        self.note(link.side, Kind.RECEIVES, "Failure", message="Failure", connection=link.connection.number)
 
     def begins(self, node: Node) -> None:
         self.note(node.role.value, Kind.BEGINS, "starts" if node.lives == 1 else "starts again")

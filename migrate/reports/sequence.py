@@ -7,6 +7,7 @@ which says how long it was.  Messages of one kind, one after the other, are one 
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 import attrs
@@ -69,7 +70,7 @@ def rows_of(timeline: Timeline, bands: Sequence[Band]) -> tuple[Row, ...]:
         shown.update(band.sent, band.received or ())
     indexes = sorted(shown)
     times = [timeline.events[index].at_ns for index in indexes]
-    gaps = [0, *(later - earlier for earlier, later in zip(times, times[1:], strict=False))]
+    gaps = [0, *(later - earlier for earlier, later in pairwise(times))]
     longest = break_above_ns(gaps)
     return tuple(
         Row(index=index, event=timeline.events[index], gap_ns=gap, is_break=gap > longest)

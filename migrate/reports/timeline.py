@@ -85,7 +85,7 @@ class Flight:
 
 @attrs.frozen(kw_only=True)
 class Round:
-    """One pass over the dirty pages, as in `--json` of a rehearsal."""
+    """One pass over the dirty pages, as in `--json` of a rehearsal; see `migrate.engine.rounds`."""
 
     number: int
     pages: int
@@ -93,6 +93,12 @@ class Round:
     bytes: int
     duration_ms: float
     dirtied_pages: int
+    throttle: float = 0.0
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> "Round":
+        """From an entry of `rounds`, which may say more than is shown."""
+        return cls(**{field.name: document[field.name] for field in attrs.fields(cls) if field.name in document})
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +135,7 @@ class Attempt:
         return cls(
             outcome=document["outcome"],
             error=told,
-            rounds=tuple(Round(**round_) for round_ in document["rounds"]),
+            rounds=tuple(Round.of(round_) for round_ in document["rounds"]),
             steps=tuple(Step(**step) for step in ledger["steps"]),
             total_ms=ledger["total_ms"],
             downtime_ms=ledger["downtime_ms"],

@@ -7,7 +7,7 @@ node), or raise: a `MigrationError` where the operation is to fail, `Killed` if 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from migrate.protocol.messages import Message, Role
+from migrate.protocol.messages import Failure, Message, Role
 
 if TYPE_CHECKING:
     from migrate.simulation.network import SimulatedLink
@@ -46,7 +46,10 @@ class Hooks:
     def importing(self, life: "Life") -> None:
         """Device state is about to be imported."""
 
-    # Where nothing strikes: of these only a traced world tells
+    # Where nothing strikes: of these, but for the first, only a traced world tells
+
+    def hears_failure(self, link: "SimulatedLink", failure: Failure) -> None:
+        """The peer has reported its own failure, which the engine gets as an error and not as a message."""
 
     def told(self, life: "Life", event: str, facts: Mapping[str, Any]) -> None:
         """An engine or a daemon tells its observer."""

@@ -270,6 +270,7 @@ class SimulatedLink:
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
         if isinstance(message, Failure):
+            self._hooks.hears_failure(self, message)
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message
 
