@@ -18,7 +18,7 @@ from migrate.daemon.run import ExitCode
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, carry_on, workers
 from migrate.faults.explore import Experiment
 from migrate.faults.plan import Plan, PlanError
-from migrate.faults.toml import read_plan, write_plan
+from migrate.faults.toml import read_plan_file, write_plan
 from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
 from migrate.reports.recording import record
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
@@ -214,13 +214,9 @@ def replay(
         TOML file: what goes wrong, and when.
     """
     try:
-        read_it = read_plan(plan.read_text())
-    except OSError as error:
-        raise BadInput(f"{plan}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{plan}: byte {error.start} is not UTF-8") from error
+        read_it = read_plan_file(plan)
     except PlanError as error:
-        raise BadInput(f"{plan}: {error}") from error
+        raise BadInput(str(error)) from error
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Final, Self, TypeVar
@@ -14,7 +15,7 @@ from cyclopts import Parameter
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
 from migrate.cli.progress import Event, Watch, event_lines, live_progress
-from migrate.cli.reporting import Report, Trace, leave_migration, rehearsal_facts, require_writable
+from migrate.cli.reporting import Report, Trace, leave, leave_migration, rehearsal_facts, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
@@ -266,6 +267,7 @@ def rehearse(
     api_version: ApiVersion = None,
     report: Report = None,
     trace: Trace = None,
+    events: Annotated[Path | None, Parameter(help="Write the events of both daemons here, as JSON lines.")] = None,
     json: Json = False,
 ) -> int:
     """Start a source and a target as processes on loopback, migrate, audit, and tear down.
@@ -298,9 +300,9 @@ def rehearse(
     target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
     if state_dir is not None:
         require_unused(state_dir)
-    require_writable(report=report, trace=trace)
-    watched = () if report is None and trace is None else ("--tell-messages",)
-    events: list[Event] = []
+    require_writable(report=report, trace=trace, events=events)
+    watched = () if report is trace is events is None else ("--tell-messages",)
+    told: list[Event] = []
     result: RehearsalResult | None = None
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
@@ -320,7 +322,7 @@ def rehearse(
         )
         try:
             with live_progress(quiet=json) as watch:
-                result = trio.run(run_rehearsal, options, noting(events, watch))
+                result = trio.run(run_rehearsal, options, noting(told, watch))
         except* DaemonDied as group:
             code = _tell_death(group)
         except* WireError as group:
@@ -329,11 +331,13 @@ def rehearse(
         except* KeyboardInterrupt:
             complain("interrupted; both daemons have ended")
             code = ExitCode.INTERRUPTED
+    if events is not None:
+        leave(events, "".join(f"{json_of(event)}\n" for event in told))
     if result is None:
         return code
     document, title = result.document, f"{spec}, {from_} to {to}"
     facts = rehearsal_facts(document)
-    leave_migration(report, trace, title, lambda: timeline_of(document, events), facts)
+    leave_migration(report, trace, title, lambda: timeline_of(document, told), facts)
     if json:
         print_json(result.document)
     else:

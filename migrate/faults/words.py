@@ -55,6 +55,12 @@ def fault_words(fault: Fault) -> str:
     return f"{action_words(fault.do)} – {trigger_words(fault.when)}"
 
 
+def side_of(fault: Fault) -> str:
+    """The side to which it is done; "world" for what concerns the link."""
+    side = getattr(fault.do, "side", None)
+    return "world" if side is None else str(side.value)
+
+
 def _value(value: object) -> str:
     match value:
         case None:

@@ -15,7 +15,7 @@ from migrate.errors import MigrationError
 from migrate.faults.explore import Experiment
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Fault, Plan
-from migrate.faults.words import fault_words
+from migrate.faults.words import fault_words, side_of
 from migrate.protocol.messages import Failure, Message, Role
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind, Timeline, in_order
@@ -93,7 +93,7 @@ class Recorder(Hooks):
         self.note(life.side.value, Kind.ENDS, told)
 
     def _struck(self, fault: Fault) -> None:
-        self.note(_side_of(fault), Kind.FAULT, fault_words(fault))
+        self.note(side_of(fault), Kind.FAULT, fault_words(fault))
 
     # Hooks
 
@@ -195,9 +195,3 @@ def outcome_of(published: Sequence[str]) -> str:
 def _without_last_calm(events: list[Event]) -> list[Event]:
     """That all is well from some time on says nothing of a run that is over by then."""
     return events[:-1] if events and events[-1].kind is Kind.CALM else events
-
-
-def _side_of(fault: Fault) -> str:
-    """The side at which it strikes; of what concerns the link, both."""
-    side = getattr(fault.do, "side", None)
-    return WORLD if side is None else str(side.value)

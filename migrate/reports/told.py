@@ -5,6 +5,8 @@ from typing import Any, Final
 
 import attrs
 
+from migrate.faults.plan import Fault
+from migrate.faults.words import fault_words, side_of
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
 from migrate.reports.words import kind_and_facts, shortened, told_words
@@ -32,6 +34,11 @@ class Struck:
     at_ns: int
     side: str
     text: str
+
+
+def struck_by(fault: Fault, at_ns: int) -> Struck:
+    """A fault of a plan that struck at that time."""
+    return Struck(at_ns=at_ns, side=side_of(fault), text=fault_words(fault))
 
 
 def timeline_of(
