@@ -3,19 +3,21 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import attrs
 from cyclopts import Parameter
 
-from migrate.cli.output import print_json, print_line, print_table
+from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
-from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, carry_on, workers
+from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
+from migrate.faults.cluster import ClusterError, ClusterLost, cluster
 from migrate.faults.explore import Experiment
 from migrate.faults.plan import Plan, PlanError
 from migrate.faults.toml import read_plan_file, write_plan
@@ -43,6 +45,9 @@ def explore(
     workers_: Annotated[
         int | None, Parameter(name="--workers", help="Processes; by default one for each core.")
     ] = None,
+    executor: Annotated[
+        str | None, Parameter(help="Spread the work over a dask.distributed cluster: dask://HOST:PORT.")
+    ] = None,
     campaign: Annotated[
         Path | None, Parameter(help="Note here what has been done, and go on from there next time.")
     ] = None,
@@ -64,15 +69,21 @@ def explore(
         The machine's spec.
     """
     order = _order(faults, random, seed)
-    count = workers_ if workers_ is not None else os.cpu_count() or 1
-    if count < 1:
-        raise BadInput(f"--workers is {count}; there must be at least one")
+    _check_workers(workers_, executor)
     experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine))
     require_writable(report=report)
     work = _campaign(campaign, order, keep_tally=report is not None)
     done_before, begun = work.schedules, time.monotonic()
-    with workers(experiment, count) as executor:
-        carry_on(work, experiment, executor, ahead=count, after_chunk=_teller(campaign, begun))
+    try:
+        with _executor(workers_, executor, experiment) as (pool, ahead):
+            carry_on(work, experiment, pool, ahead=ahead, after_chunk=_teller(campaign, begun))
+    except ClusterError as error:
+        raise BadInput(f"--executor: {error}") from error
+    except ClusterLost as error:
+        complain(
+            f"{error}" + ("" if campaign is None else f"; what has been done is in {campaign}, to be gone on with")
+        )
+        return ExitCode.NOT_DONE
     elapsed_s = max(time.monotonic() - begun, 1e-9)
     left = _leave_plans(work.violations, out, spec)
     document = {
@@ -88,6 +99,25 @@ def explore(
     else:
         _print(document)
     return ExitCode.AUDIT_VIOLATED if work.violations else ExitCode.DONE
+
+
+def _check_workers(count: int | None, executor: str | None) -> None:
+    if count is not None and executor is not None:
+        raise BadInput("--workers is for this machine, --executor for a cluster, which has workers of its own; say one")
+    if count is not None and count < 1:
+        raise BadInput(f"--workers is {count}; there must be at least one")
+
+
+@contextmanager
+def _executor(count: int | None, address: str | None, experiment: Experiment) -> Iterator[tuple[Submits, int]]:
+    """Whoever tries the chunks, and how many do at a time."""
+    if address is not None:
+        with cluster(address, experiment) as reached:
+            yield reached
+        return
+    processes = count or os.cpu_count() or 1
+    with workers(experiment, processes) as pool:
+        yield pool, processes
 
 
 def _campaign(path: Path | None, order: Order, *, keep_tally: bool) -> Campaign:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -241,10 +241,16 @@ def workers(experiment: Experiment, number: int) -> Iterator[Executor]:
         leave_worker()
 
 
+class Submits(Protocol):
+    """What a campaign needs of a concurrent.futures.Executor."""
+
+    def submit(self, function: Callable[..., Chunk], /, *arguments: Any) -> "Future[Chunk]": ...
+
+
 def carry_on(
     campaign: Campaign,
     experiment: Experiment,
-    executor: Executor,
+    executor: Submits,
     *,
     ahead: int,
     after_chunk: Callable[[Campaign, int], None],
