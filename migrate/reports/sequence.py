@@ -70,7 +70,7 @@ def rows_of(timeline: Timeline, bands: Sequence[Band]) -> tuple[Row, ...]:
         shown.update(band.sent, band.received or ())
     indexes = sorted(shown)
     times = [timeline.events[index].at_ns for index in indexes]
-    gaps = [0, *(later - earlier for earlier, later in pairwise(times))]
+    gaps = [later - earlier for earlier, later in pairwise([*times[:1], *times])]
     longest = break_above_ns(gaps)
     return tuple(
         Row(index=index, event=timeline.events[index], gap_ns=gap, is_break=gap > longest)

@@ -6,7 +6,9 @@ complete event (`X`) has both, a flow goes from an `s` to the `f` of the same id
 slices of one thread nest or stand apart.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from migrate.reports.timeline import SIDES, SOURCE, TARGET, WORLD, Event, Flight, Kind, Timeline
@@ -103,8 +105,8 @@ def _slice(side: str, name: str, at_ns: int, lasts: Mapping[int, int]) -> Json:
 def _lasts(times: list[int]) -> Iterator[tuple[int, int]]:
     """How long what happens at each of these times may be drawn without reaching the next, in ns."""
     longest = round(MESSAGE_US * 1000)
-    for time_ns, next_ns in zip(times, [*times[1:], None], strict=True):
-        yield time_ns, longest if next_ns is None else min(longest, next_ns - time_ns)
+    for time_ns, next_ns in pairwise([*times, math.inf]):
+        yield int(time_ns), int(min(longest, next_ns - time_ns))
 
 
 def _guests(timeline: Timeline) -> Iterator[Json]:
