@@ -169,7 +169,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_campaign_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     order = Order(kind=Kind.RANDOM, seed=3, random=30)
     whole = Campaign(order=order)
-    carry_on(whole, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)  # type: ignore[arg-type]
+    carry_on(whole, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)
     assert whole.schedules == 30
     path = tmp_path / "campaign.json"
 
@@ -179,10 +179,10 @@ def test_a_campaign_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) ->
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        carry_on(Campaign(order=order), EXPERIMENT, Here(), ahead=1, after_chunk=interrupt)  # type: ignore[arg-type]
+        carry_on(Campaign(order=order), EXPERIMENT, Here(), ahead=1, after_chunk=interrupt)
     resumed = Campaign.load(path, order)
     assert (resumed.chunks_done, resumed.schedules) == (2, 16)
-    carry_on(resumed, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)  # type: ignore[arg-type]
+    carry_on(resumed, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)
     assert resumed == whole
 
 
@@ -192,7 +192,7 @@ def test_a_violation_is_in_the_campaign_with_its_smallest_plan(tmp_path: Path, m
     mistake.apply(monkeypatch)
     order = Order(kind=Kind.RANDOM, seed=1, random=3)
     campaign = Campaign(order=order)
-    carry_on(campaign, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)  # type: ignore[arg-type]
+    carry_on(campaign, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)
     assert {found.check for found in campaign.violations} == {"nothing lost"}
     assert {found.plan.faults for found in campaign.violations} == {()}
     campaign.save(tmp_path / "campaign.json")

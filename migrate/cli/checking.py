@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from migrate.cli.heat_map import print_matrix
 from migrate.cli.output import print_json, print_line, print_table
+from migrate.cli.reporting import Report, leave, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_reasons
 from migrate.daemon.address import BadInput
@@ -15,6 +16,7 @@ from migrate.daemon.run import ExitCode
 from migrate.engine.dry_run import Verdict, would_migrate
 from migrate.rehearsal.matrix import along, every_pair
 from migrate.releases import NEWEST, Release, all_releases, release_named
+from migrate.reports.page import matrix_page
 from sim_vmm.guest import GuestProgram, make_guest
 
 Releases = Annotated[
@@ -81,6 +83,7 @@ def matrix(
     guest: Guest = "stamp",
     releases: Releases = None,
     api_version: ApiVersion = None,
+    report: Report = None,
     json: Json = False,
 ) -> int:
     """Say between which releases machines would migrate: every one to every one, or along a path.
@@ -94,6 +97,7 @@ def matrix(
     """
     if not files:
         raise BadInput("no spec file given: migrate matrix SPEC…")
+    require_writable(report=report)
     known = all_releases(releases)
     program = guest_named(guest)
     specs = {str(file): read(file, api_version).spec for file in files}
@@ -104,6 +108,10 @@ def matrix(
         stops = path_of(path, known)
         names = list(dict.fromkeys(stop.name for stop in stops))
         cells = [cell for file, spec in specs.items() for cell in along(file, spec, stops, program)]
+    if report is not None:
+        fine = sum(cell.is_ok for cell in cells)
+        title = "Who can go where" if path is None else f"The way {path}"
+        leave(report, matrix_page(title, f"{fine} of {len(cells)} ok, guest {guest}", cells, names, path))
     if json:
         print_json([cell.as_json() for cell in cells])
     else:

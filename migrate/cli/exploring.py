@@ -3,21 +3,26 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import attrs
 from cyclopts import Parameter
 
-from migrate.cli.output import print_json, print_line, print_table
+from migrate.cli.output import complain, print_json, print_line, print_table
+from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
-from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, carry_on, workers
+from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
+from migrate.faults.cluster import ClusterError, ClusterLost, cluster
 from migrate.faults.explore import Experiment
-from migrate.faults.plan import PlanError
-from migrate.faults.toml import read_plan, write_plan
+from migrate.faults.plan import Plan, PlanError
+from migrate.faults.toml import read_plan_file, write_plan
+from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
+from migrate.reports.recording import record
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
 from sim_vmm.spec import Spec
 
@@ -44,11 +49,15 @@ def explore(
     workers_: Annotated[
         int | None, Parameter(name="--workers", help="Processes; by default one for each core.")
     ] = None,
+    executor: Annotated[
+        str | None, Parameter(help="Spread the work over a dask.distributed cluster: dask://HOST:PORT.")
+    ] = None,
     campaign: Annotated[
         Path | None, Parameter(help="Note here what has been done, and go on from there next time.")
     ] = None,
     out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
     fence: Fenced = False,
+    report: Report = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -65,32 +74,91 @@ def explore(
         The machine's spec.
     """
     order = attrs.evolve(_order(faults, random, seed), fenced=fence)
-    count = workers_ if workers_ is not None else os.cpu_count() or 1
-    if count < 1:
-        raise BadInput(f"--workers is {count}; there must be at least one")
+    _check_workers(workers_, executor)
     experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine), fenced=fence)
-    try:
-        work = Campaign(order=order) if campaign is None else Campaign.load(campaign, order)
-    except CampaignError as error:
-        raise BadInput(str(error)) from error
+    require_writable(report=report)
+    work = _campaign(campaign, order, keep_tally=report is not None)
     done_before, begun = work.schedules, time.monotonic()
-    with workers(experiment, count) as executor:
-        carry_on(work, experiment, executor, ahead=count, after_chunk=_teller(campaign, begun))
+    try:
+        with _executor(workers_, executor, experiment) as (pool, ahead):
+            carry_on(work, experiment, pool, ahead=ahead, after_chunk=_teller(campaign, begun))
+    except ClusterError as error:
+        raise BadInput(f"--executor: {error}") from error
+    except ClusterLost as error:
+        complain(
+            f"{error}" + ("" if campaign is None else f"; what has been done is in {campaign}, to be gone on with")
+        )
+        return ExitCode.NOT_DONE
     elapsed_s = max(time.monotonic() - begun, 1e-9)
+    left = _leave_plans(work.violations, out, spec, fence)
     document = {
         "schedules": work.schedules,
         "per_second": round((work.schedules - done_before) / elapsed_s, 1),
         "outcomes": dict(sorted(work.outcomes.items())),
-        "violations": [
-            {"plan": str(path), "check": found.check, "message": found.message}
-            for found, path in _leave_plans(work.violations, out, spec, fence)
-        ],
+        "violations": [{"plan": str(path), "check": found.check, "message": found.message} for found, path in left],
     }
+    if report is not None:
+        leave(report, _page(work, experiment, left, spec, order))
     if json:
         print_json(document)
     else:
         _print(document)
     return ExitCode.AUDIT_VIOLATED if work.violations else ExitCode.DONE
+
+
+def _check_workers(count: int | None, executor: str | None) -> None:
+    if count is not None and executor is not None:
+        raise BadInput("--workers is for this machine, --executor for a cluster, which has workers of its own; say one")
+    if count is not None and count < 1:
+        raise BadInput(f"--workers is {count}; there must be at least one")
+
+
+@contextmanager
+def _executor(count: int | None, address: str | None, experiment: Experiment) -> Iterator[tuple[Submits, int]]:
+    """Whoever tries the chunks, and how many do at a time."""
+    if address is not None:
+        with cluster(address, experiment) as reached:
+            yield reached
+        return
+    processes = count or os.cpu_count() or 1
+    with workers(experiment, processes) as pool:
+        yield pool, processes
+
+
+def _campaign(path: Path | None, order: Order, *, keep_tally: bool) -> Campaign:
+    try:
+        work = Campaign(order=order) if path is None else Campaign.load(path, order)
+    except CampaignError as error:
+        raise BadInput(str(error)) from error
+    try:
+        if keep_tally:
+            work.keep_tally()
+    except CampaignError as error:
+        raise BadInput(f"{path} was begun without --report, and {error}; give another file") from error
+    return work
+
+
+def _page(work: Campaign, experiment: Experiment, left: list[tuple[Found, Path]], spec: Path, order: Order) -> str:
+    assert work.tally is not None, "it has been kept from the first schedule on"
+    violations = [
+        Shown(
+            check=found.check,
+            message=found.message,
+            plan=write_plan(found.plan),
+            file=str(path),
+            timeline=record(experiment, found.plan).timeline if number < TIMELINES_MAX else None,
+        )
+        for number, (found, path) in enumerate(left)
+    ]
+    what = {
+        Kind.SINGLES: "every single fault",
+        Kind.PAIRS: "all pairs",
+        Kind.RANDOM: f"random plans from {order.seed} on",
+    }
+    lead = f"{what[order.kind]}: {work.schedules:,} schedules, {len(violations) or 'none'} violated"
+    outcomes = [(name, f"{count:,}") for name, count in sorted(work.outcomes.items())]
+    undisturbed = record(experiment, Plan(faults=())).timeline
+    return campaign_page(f"explore {spec}", lead, work.tally, outcomes, violations, undisturbed)
 
 
 def _order(faults: int, random: int, seed: int) -> Order:
@@ -168,6 +236,8 @@ def replay(
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
     fence: Fenced = False,
+    report: Report = None,
+    trace: Trace = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -180,22 +250,25 @@ def replay(
         TOML file: what goes wrong, and when.
     """
     try:
-        read_it = read_plan(plan.read_text())
-    except OSError as error:
-        raise BadInput(f"{plan}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{plan}: byte {error.start} is not UTF-8") from error
+        read_it = read_plan_file(plan)
     except PlanError as error:
-        raise BadInput(f"{plan}: {error}") from error
+        raise BadInput(str(error)) from error
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")
+    require_writable(report=report, trace=trace)
     experiment = Experiment(
         spec=simulated(read(file, api_version).spec),
         foundry=foundry(real_machine),
         fenced=fence or read_it.fence,
     )
     tried = experiment.run(read_it)
+    facts = [
+        ("faults", f"{tried.fired} of {len(read_it.faults)} struck"),
+        ("spec", str(file)),
+        ("seed", str(read_it.seed)),
+    ]
+    leave_migration(report, trace, f"replay {plan}", lambda: record(experiment, read_it).timeline, facts)
     violations = [attrs.asdict(violation) for violation in tried.violations]
     if json:
         print_json(

@@ -10,7 +10,7 @@ from typing import Final
 from rich.text import Text
 
 from migrate.cli.output import console, print_line
-from migrate.rehearsal.matrix import Cell
+from migrate.rehearsal.matrix import Cell, obstacles
 
 OK, REFUSED, NOT_ASKED = "■", "·", " "
 STYLES: Final = {OK: "green", REFUSED: "red", NOT_ASKED: ""}
@@ -69,17 +69,13 @@ def _print_path(cells: Sequence[Cell], path: str) -> None:
 def _print_reasons(cells: Sequence[Cell]) -> None:
     """For each machine that is barred somewhere: every reason once, with the steps that it bars."""
     for machine in dict.fromkeys(cell.spec for cell in cells):
-        bars: dict[tuple[str, str, str], list[str]] = {}
-        for cell in cells:
-            for reason in cell.verdict.reasons if cell.spec == machine else ():
-                way = f"{cell.source}→{cell.target}"
-                bars.setdefault((reason.component, reason.field, reason.need), []).append(way)
+        bars = obstacles(cells, machine)
         if bars:
             print_line()
             print_line(machine, style="bold")
             for (component, field, need), ways in bars.items():
                 print_line(f"  {component}: {field}; needed: {need}", under=4)
-                print_line(f"    bars {' '.join(dict.fromkeys(ways))}", under=4)
+                print_line(f"    bars {' '.join(ways)}", under=4)
 
 
 def _shortened(name: str) -> str:

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Final, Self, TypeVar
@@ -14,7 +15,8 @@ from cyclopts import Parameter
 
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
-from migrate.cli.progress import event_lines, live_progress
+from migrate.cli.progress import Event, Watch, event_lines, live_progress
+from migrate.cli.reporting import Report, Trace, leave, leave_migration, rehearsal_facts, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
@@ -44,6 +46,7 @@ from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
 from migrate.releases import NEWEST, all_releases, release_named
+from migrate.reports.told import timeline_of
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
@@ -90,6 +93,9 @@ HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped wher
 Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
+TellMessages = Annotated[
+    bool, Parameter(name="--tell-messages", negative="", help="Make every message an event.", show=False)
+]
 Audited = Annotated[bool, Parameter(negative="", help="Tell digests of the machine for an audit.", show=False)]
 
 
@@ -121,6 +127,7 @@ def source(
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     unfenced: Unfenced = False,
@@ -170,6 +177,7 @@ def source(
         halt_at=halt_at,
     )
     with event_log("source", events, json) as log:
+        log.tells_messages = tell_messages
         code, report = trio.run(run_source_daemon, options, log)
     if json:
         print_json(report)
@@ -199,6 +207,7 @@ def target(
     artefacts: Artefacts = None,
     attached: Attached = False,
     audited: Audited = False,
+    tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     unfenced: Unfenced = False,
@@ -242,6 +251,7 @@ def target(
         halt_at=halt_at,
     )
     with event_log("target", events, json) as log:
+        log.tells_messages = tell_messages
         code, report = trio.run(run_target_daemon, options, log)
     if json:
         print_json(report)
@@ -270,6 +280,9 @@ def rehearse(
     after_s: float = 0.3,
     releases: Releases = None,
     api_version: ApiVersion = None,
+    report: Report = None,
+    trace: Trace = None,
+    events: Annotated[Path | None, Parameter(help="Write the events of both daemons here, as JSON lines.")] = None,
     json: Json = False,
 ) -> int:
     """Start a source and a target as processes on loopback, migrate, audit, and tear down.
@@ -308,6 +321,9 @@ def rehearse(
     target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
     if state_dir is not None:
         require_unused(state_dir)
+    require_writable(report=report, trace=trace, events=events)
+    watched = () if report is trace is events is None else ("--tell-messages",)
+    told: list[Event] = []
     result: RehearsalResult | None = None
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
@@ -318,8 +334,8 @@ def rehearse(
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source")),
-                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target")),
+                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source"), *watched),
+                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target"), *watched),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
                 wire_record=places.leftovers.wire,
@@ -327,7 +343,7 @@ def rehearse(
         )
         try:
             with live_progress(quiet=json) as watch:
-                result = trio.run(run_rehearsal, options, watch)
+                result = trio.run(run_rehearsal, options, noting(told, watch))
         except* DaemonDied as group:
             code = _tell_death(group)
         except* WireError as group:
@@ -336,15 +352,30 @@ def rehearse(
         except* KeyboardInterrupt:
             complain("interrupted; both daemons have ended")
             code = ExitCode.INTERRUPTED
+    if events is not None:
+        leave(events, "".join(f"{json_of(event)}\n" for event in told))
     if result is None:
         return code
+    document, title = result.document, f"{spec}, {from_} to {to}"
+    facts = rehearsal_facts(document)
+    leave_migration(report, trace, title, lambda: timeline_of(document, told), facts)
     if json:
         print_json(result.document)
     else:
-        print_summary(result, f"{spec}, {from_} to {to}")
+        print_summary(result, title)
     if result.violations:
         return ExitCode.AUDIT_VIOLATED
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
+
+
+def noting(events: list[Event], watch: Watch) -> Watch:
+    """`watch`, with every event kept in `events`."""
+
+    def note(event: Event) -> None:
+        events.append(event)
+        watch(event)
+
+    return note
 
 
 def require_unused(state: Path) -> None:

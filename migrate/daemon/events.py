@@ -10,20 +10,31 @@ from typing import Any, TextIO
 
 import attrs
 
+from migrate.protocol.messages import Message
+
 Event = dict[str, Any]
 
 
 @attrs.define
 class EventLog:
-    """Tells every listener; the observer port of the engines."""
+    """Tells every listener; the observer port of the engines.
+
+    With `tells_messages` every message of the conversation is an event, too: `sends` when it is about to leave, and
+    `receives` when it has come, each with `name` and `bytes`.
+    """
 
     side: str
     listeners: list[Callable[[Event], None]] = attrs.field(factory=list)
+    tells_messages: bool = False
 
     def tell(self, event: str, **facts: Any) -> None:
         line = {"event": event, "side": self.side, "at_ns": time.monotonic_ns(), **facts}
         for listener in self.listeners:
             listener(line)
+
+    def note_message(self, event: str, message: Message, size: int) -> None:
+        if self.tells_messages:
+            self.tell(event, name=type(message).__name__, bytes=size)
 
 
 def json_lines(stream: TextIO) -> Callable[[Event], None]:

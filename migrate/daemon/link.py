@@ -44,10 +44,15 @@ class SocketLink:
         stream: trio.SocketStream,
         deadlines: Deadlines,
         on_point: Callable[[str], None] | None = None,
+        on_message: Callable[[str, Message, int], None] | None = None,
     ) -> None:
-        """`on_point` is told of every message of the handoff, before and after it is sent and after it has come."""
+        """`on_point` is told of every message of the handoff, before and after it is sent and after it has come.
+
+        `on_message` is told of every message that this side `sends` and `receives`, with its size in bytes.
+        """
         self.role = role
         self._on_point = on_point
+        self._on_message = on_message
         self.conversation = Conversation()
         self._transport = PlainTransport(stream)
         self._deadlines = deadlines
@@ -73,6 +78,7 @@ class SocketLink:
             await self._look_for_failure()
         data = self._encode(message)
         self._visit("before send", message)
+        self._note("sends", message, len(data))
         with self._bounded(f"sending {type(message).__name__}", limit_s):
             await self._write(memoryview(data))
         self._visit("after send", message)
@@ -92,6 +98,7 @@ class SocketLink:
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._look_for_failure()
         data = self._encode(batch)
+        self._note("sends", batch, len(data) + content.nbytes)
         with self._bounded("sending guest RAM", self._deadlines.frame_s):
             await self._write(memoryview(data), content)
 
@@ -107,6 +114,10 @@ class SocketLink:
     def _visit(self, point: str, message: Message) -> None:
         if self._on_point is not None and message.TYPE in HANDOFF_TYPES:
             self._on_point(f"{point} {type(message).__name__}")
+
+    def _note(self, event: str, message: Message, size: int) -> None:
+        if self._on_message is not None:
+            self._on_message(event, message, size)
 
     # The daemon's side
 
@@ -183,6 +194,7 @@ class SocketLink:
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
         self.conversation.note(bytes(header))
+        self._note("receives", message, frames.HEADER.size + header.length)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message

@@ -135,7 +135,7 @@ class SourceDaemon:
             return
         self._connections += 1
         try:
-            async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit) as link:
+            async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit, self.events.note_message) as link:
                 if not await self._is_target(link):
                     return
                 if self._current is None and not self._reclaiming:

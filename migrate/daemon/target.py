@@ -214,7 +214,7 @@ class TargetDaemon:
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
         stream = await connect(address.host, address.port, self.deadlines)
-        async with SocketLink(Role.TARGET, stream, self.deadlines, self._visit) as link:
+        async with SocketLink(Role.TARGET, stream, self.deadlines, self._visit, self.events.note_message) as link:
             self._link = link
             if self.cancelled:  # while there was no link
                 link.cancel()

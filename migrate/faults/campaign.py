@@ -9,18 +9,19 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
 from migrate.faults.explore import Experiment, Tried, first_faults, pairs_after, random_plan, shrink, single_plans
 from migrate.faults.plan import Plan
+from migrate.faults.tally import Tally
 from migrate.faults.toml import read_plan, write_plan
 from migrate.simulation.remembering import remembering
 
@@ -70,19 +71,33 @@ class Chunk:
     schedules: int
     outcomes: Counter[str]
     violating: tuple[Tried, ...]
+    tally: Tally | None = None
 
 
 @attrs.define(kw_only=True)
 class Campaign:
-    """What has been done of an order."""
+    """What has been done of an order; a `tally` only if somebody wants to look at it."""
 
     order: Order
     chunks_done: int = 0
     schedules: int = 0
     outcomes: Counter[str] = attrs.field(factory=Counter)
     violations: list[Found] = attrs.field(factory=list)
+    tally: Tally | None = None
+
+    def keep_tally(self) -> None:
+        """From here on; for a campaign of which nothing has been done yet, or which keeps one already.
+
+        Raises:
+            CampaignError: some of it has been done, and nobody knows what came of it plan by plan.
+        """
+        if self.tally is None and self.chunks_done:
+            raise CampaignError(f"what came of its {self.schedules:,} schedules one by one was not kept")
+        self.tally = self.tally or Tally(is_coarse=self.order.kind is not Kind.SINGLES)
 
     def add(self, chunk: Chunk) -> None:
+        if self.tally is not None and chunk.tally is not None:
+            self.tally.merge(chunk.tally)
         self.chunks_done += 1
         self.schedules += chunk.schedules
         self.outcomes.update(chunk.outcomes)
@@ -95,6 +110,7 @@ class Campaign:
             "schedules": self.schedules,
             "outcomes": dict(sorted(self.outcomes.items())),
             "violations": [found.as_json() for found in self.violations],
+            **({} if self.tally is None else {"tally": self.tally.as_json()}),
         }
         fresh = path.with_suffix(path.suffix + ".new")
         fresh.write_text(json.dumps(document, indent=2) + "\n")
@@ -122,6 +138,7 @@ class Campaign:
                 schedules=document["schedules"],
                 outcomes=Counter(document["outcomes"]),
                 violations=violations,
+                tally=Tally.from_json(document["tally"]) if "tally" in document else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CampaignError(f"{path} is no campaign file: {error}") from None
@@ -190,8 +207,9 @@ def chunks_of(order: Order) -> int:
             return -(-order.random // CHUNK_PLANS)
 
 
-def try_chunk(order: Order, number: int) -> Chunk:
+def try_chunk(order: Order, number: int, keep_tally: bool = False) -> Chunk:
     """Run in a worker that was prepared."""
+    tally = Tally(is_coarse=order.kind is not Kind.SINGLES) if keep_tally else None
     outcomes: Counter[str] = Counter()
     violating = []
     schedules = 0
@@ -199,9 +217,11 @@ def try_chunk(order: Order, number: int) -> Chunk:
         tried = _experiments[0].run(plan)
         schedules += 1
         outcomes[tried.outcome] += 1
+        if tally is not None:
+            tally.add(tried)
         if tried.violations:
             violating.append(tried)
-    return Chunk(schedules=schedules, outcomes=outcomes, violating=tuple(violating))
+    return Chunk(schedules=schedules, outcomes=outcomes, violating=tuple(violating), tally=tally)
 
 
 # In charge
@@ -222,10 +242,16 @@ def workers(experiment: Experiment, number: int) -> Iterator[Executor]:
         leave_worker()
 
 
+class Submits(Protocol):
+    """What a campaign needs of a concurrent.futures.Executor."""
+
+    def submit(self, function: Callable[..., Chunk], /, *arguments: Any) -> "Future[Chunk]": ...
+
+
 def carry_on(
     campaign: Campaign,
     experiment: Experiment,
-    executor: Executor,
+    executor: Submits,
     *,
     ahead: int,
     after_chunk: Callable[[Campaign, int], None],
@@ -233,10 +259,15 @@ def carry_on(
     """Do what is left of the campaign; `after_chunk` is told after each chunk how many there are in all."""
     total = chunks_of(campaign.order)
     numbers = iter(range(campaign.chunks_done, total))
-    waiting = [executor.submit(try_chunk, campaign.order, number) for number in islice(numbers, ahead * IN_FLIGHT)]
+
+    def ask(count: int) -> list[Future[Chunk]]:
+        keep_tally = campaign.tally is not None
+        return [executor.submit(try_chunk, campaign.order, number, keep_tally) for number in islice(numbers, count)]
+
+    waiting = ask(ahead * IN_FLIGHT)
     while waiting:
         chunk = waiting.pop(0).result()
-        waiting += [executor.submit(try_chunk, campaign.order, number) for number in islice(numbers, 1)]
+        waiting += ask(1)
         campaign.add(chunk)
         for tried in chunk.violating:
             campaign.violations += _found(tried, experiment, smaller=len(campaign.violations) < SHRUNK_MAX)

@@ -62,6 +62,7 @@ from migrate.faults.plan import (
 )
 from migrate.protocol.messages import Role
 from migrate.simulation.audits import Violation
+from migrate.simulation.hooks import Hooks
 from migrate.simulation.machines import Foundry, LightMachines
 from migrate.simulation.storage import SharedStorage
 from migrate.simulation.world import World
@@ -150,6 +151,7 @@ class Tried:
     violations: tuple[Violation, ...]
     passed: tuple[tuple[Key, int], ...] = ()
     said_before: frozenset[tuple[Key, int]] = frozenset()
+    reasons: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -166,9 +168,9 @@ class Experiment:
     foundry: Foundry = attrs.field(factory=LightMachines)
     fenced: bool = False
 
-    def world(self, injector: Injector, *, traced: bool = False) -> World:
+    def world(self, hooks: Hooks, *, traced: bool = False) -> World:
         storage = SharedStorage() if self.fenced else None
-        return World(spec=self.spec, foundry=self.foundry, hooks=injector, storage=storage, traced=traced)
+        return World(spec=self.spec, foundry=self.foundry, hooks=hooks, storage=storage, traced=traced)
 
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""
@@ -183,6 +185,7 @@ class Experiment:
             violations=result.violations,
             passed=tuple(injector.passed or ()),
             said_before=frozenset(injector.said_before),
+            reasons=result.reasons,
         )
 
     def trace(self, plan: Plan) -> tuple[str, ...]:

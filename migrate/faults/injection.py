@@ -103,12 +103,14 @@ def trigger_of(key: Key, number: int) -> Trigger:
 class Injector(Hooks):
     """Once all is well again, nothing strikes any more.
 
-    `fired` are the faults that have struck; `passed`, if it is a list, gets what passes after the last of them, and
-    `said_before` which messages among that had been said on an older connection, so that one could be replayed.
+    `fired` are the faults that have struck; `on_strike` is told of each when it does; `passed`, if it is a list, gets
+    what passes after the last of them, and `said_before` which messages among that had been said on an older
+    connection, so that one could be replayed.
     """
 
     plan: Plan
     fired: list[Fault] = attrs.field(factory=list)
+    on_strike: Callable[[Fault], None] | None = None
     passed: list[tuple[Key, int]] | None = None
     said_before: set[tuple[Key, int]] = attrs.field(factory=set)
     _counts: Counter[Key] = attrs.field(factory=Counter)
@@ -259,6 +261,8 @@ class Injector(Hooks):
         self.fired.append(fault)
         if self._world is not None:
             self._world.say("world", lambda: f"fault: {fault.do}")
+        if self.on_strike is not None:
+            self.on_strike(fault)
         if self.passed is not None:
             self.passed.clear()
             self.said_before.clear()

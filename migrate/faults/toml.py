@@ -15,6 +15,7 @@ import json
 import tomllib
 import typing
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -66,6 +67,18 @@ def read_plan(text: str) -> Plan:
         raise PlanError(f"fence is {fence!r}; it must be true or false")
     read = tuple(_fault(entry, f"fault {number}") for number, entry in enumerate(faults, 1))
     return Plan(faults=read, seed=seed, spec=spec, fence=fence)
+
+
+def read_plan_file(path: Path) -> Plan:
+    """Raises PlanError, which names the file, and what is wrong with it or in it."""
+    try:
+        return read_plan(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path}: byte {error.start} is not UTF-8") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
 def _fault(entry: Any, where: str) -> Fault:

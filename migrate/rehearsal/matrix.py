@@ -41,6 +41,18 @@ class Cell:
         }
 
 
+def obstacles(cells: Sequence[Cell], machine: str) -> dict[tuple[str, str, str], list[str]]:
+    """What bars the ways of `machine`: component, field and need of each reason once, with the ways that it bars."""
+    bars: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        for reason in cell.verdict.reasons if cell.spec == machine else ():
+            ways = bars.setdefault((reason.component, reason.field, reason.need), [])
+            way = f"{cell.source}→{cell.target}"
+            if way not in ways:
+                ways.append(way)
+    return bars
+
+
 def every_pair(name: str, spec: Spec, releases: Sequence[Release], guest: GuestProgram) -> Iterator[Cell]:
     """From every release to every one, itself included."""
     for source in releases:

@@ -34,12 +34,8 @@ class RehearsalResult:
 
 def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int) -> RehearsalResult:
     """Lay what both sides told side by side."""
-    attempts = [
-        _attempt(ours, theirs)
-        for ours, theirs in _pairs(
-            _all(evidence.pair.source, "attempt ended"), _all(evidence.pair.target, "attempt ended")
-        )
-    ]
+    ended = [_all(told, "attempt ended") for told in (evidence.pair.source, evidence.pair.target)]
+    attempts = [attempt for attempt, _ in attempts_of(*ended)]
     resumed = evidence.last("target", "guest resumed")
     return RehearsalResult(
         document={
@@ -57,6 +53,18 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
             "seed": seed,
         },
     )
+
+
+def attempts_of(sources: list[Event], targets: list[Event]) -> list[tuple[Json, int | None]]:
+    """Both views of each attempt laid together, from what each side said when it had ended.
+
+    Beside it is when the source's view began, in ns of the clock that both sides go by: there the axis of the ledger
+    begins.  None if the source knew nothing of the attempt.
+    """
+    return [
+        (_attempt(source, target), None if source is None else source["started_ns"])
+        for source, target in _pairs(sources, targets)
+    ]
 
 
 def _records(evidence: Evidence) -> Json:

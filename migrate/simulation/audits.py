@@ -75,12 +75,13 @@ class Violation:
 
 @attrs.define
 class Audits:
-    """`runs` counts how often the machine was set going, anywhere."""
+    """`runs` counts how often the machine was set going, anywhere; `reasons` are those of the failures published."""
 
     violations: list[Violation] = attrs.field(factory=list)
     runs: int = 0
     cold_starts: int = 0
     published: list[str] = attrs.field(factory=list)
+    reasons: list[str] = attrs.field(factory=list)
     _running: dict[str, Machine] = attrs.field(factory=dict)
     _last: Facts | None = None
 
@@ -123,6 +124,7 @@ class Audits:
         self.published.append(f"{attempt.side}: {outcome}")
         if error is None:
             return
+        self.reasons.append(f"{attempt.side}: {error}")
         phase, side = attempt.phase, attempt.side.value
         if isinstance(error, PeerFailed):
             phase, side = error.phase, error.side

@@ -4,13 +4,14 @@ A hook returns to let the world go on.  It may also change what goes out, act on
 node), or raise: a `MigrationError` where the operation is to fail, `Killed` if it has just killed whoever called.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from migrate.protocol.messages import Message, Role
+from migrate.protocol.messages import Failure, Message, Role
 
 if TYPE_CHECKING:
     from migrate.simulation.network import SimulatedLink
-    from migrate.simulation.node import Life
+    from migrate.simulation.node import Life, Node
     from migrate.simulation.world import World
 
 
@@ -50,6 +51,23 @@ class Hooks:
 
     def importing(self, life: "Life") -> None:
         """Device state is about to be imported."""
+
+    # Where nothing strikes: of these, but for the first, only a traced world tells
+
+    def hears_failure(self, link: "SimulatedLink", failure: Failure) -> None:
+        """The peer has reported its own failure, which the engine gets as an error and not as a message."""
+
+    def told(self, life: "Life", event: str, facts: Mapping[str, Any]) -> None:
+        """An engine or a daemon tells its observer."""
+
+    def begins(self, node: "Node") -> None:
+        """A process of this node begins, or goes on with what was done to it already."""
+
+    def dies(self, node: "Node", *, power: bool) -> None:
+        """Its process is killed, or ends by an error; with `power`, its host has lost power."""
+
+    def calms(self) -> None:
+        """From here on everything is well."""
 
 
 NO_FAULTS = Hooks()

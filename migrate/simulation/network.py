@@ -291,6 +291,7 @@ class SimulatedLink:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
         self.conversation.note(head)
         if isinstance(message, Failure):
+            self._hooks.hears_failure(self, message)
             raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
         return message
 

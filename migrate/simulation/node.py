@@ -154,7 +154,10 @@ class Life:
     def tell(self, event: str, **facts: Any) -> None:
         if not self.alive:
             return
-        self.world.say(self.node.name, lambda: " ".join([event, *(f"{key}={value}" for key, value in facts.items())]))
+        if self.world.traced:
+            line = " ".join([event, *(f"{key}={value}" for key, value in facts.items())])
+            self.world.say(self.node.name, lambda: line)
+            self.world.hooks.told(self, event, facts)
         if event == "phase":
             self.world.hooks.entering(self, self.side, facts["phase"])
 

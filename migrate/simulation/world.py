@@ -53,6 +53,7 @@ class Result:
 
     owner: str
     published: tuple[str, ...]
+    reasons: tuple[str, ...]
     violations: tuple[Violation, ...]
     trace: tuple[str, ...]
     trace_hash: str
@@ -123,6 +124,7 @@ class World:
         return Result(
             owner=owners[0].role.value if len(owners) == 1 else "nobody",
             published=tuple(self.audits.published),
+            reasons=tuple(self.audits.reasons),
             violations=tuple(self.audits.violations),
             trace=tuple(self.trace),
             trace_hash=hashlib.sha256("\n".join(self.trace).encode()).hexdigest(),
@@ -154,7 +156,9 @@ class World:
     def start(self, node: Node) -> None:
         """A process of this node begins, or goes on with what was done to it already."""
         life = node.life or node.begin()
-        self.say(node.name, lambda: "starts")
+        if self.traced:
+            self.say(node.name, lambda: "starts")
+            self.hooks.begins(node)
         self.spawn(life, daemon_of(life).begin)
 
     def kill(self, node: Node, *, power: bool = False) -> None:
@@ -163,7 +167,9 @@ class World:
             if power:
                 node.disk.lose_power()
             return
-        self.say(node.name, lambda: "loses power" if power else "is killed")
+        if self.traced:
+            self.say(node.name, lambda: "loses power" if power else "is killed")
+            self.hooks.dies(node, power=power)
         if self._listening is not None and self._listening.life is node.life:
             self._listening = None
         node.end(power=power)
@@ -182,7 +188,9 @@ class World:
     def calm(self) -> None:
         """Everything is well again."""
         self.is_calm = True
-        self.say("world", lambda: "calm")
+        if self.traced:
+            self.say("world", lambda: "calm")
+            self.hooks.calms()
         if self.storage is None:
             self.network.heal()
         else:
