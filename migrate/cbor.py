@@ -42,7 +42,7 @@ class Budget:
     memory: int
 
 
-DOCUMENT: Final = Budget(items=16_384, memory=16 * MEBIBYTE)
+DOCUMENT: Final = Budget(items=8_192, memory=16 * MEBIBYTE)
 """For specs and payloads, which come inside frames of at most 8 MiB: the largest spec of ours has about 2,000 items."""
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
