@@ -49,7 +49,9 @@ class Driven:
 
     @cached_property
     def _content(self) -> tuple[Any, Any]:
-        pages = np.flatnonzero(nonzero_pages(self._machine.memory.pages))
+        """What drivers and devices have in RAM: the first two thirds; the rest is the guest's own."""
+        memory = self._machine.memory
+        pages = np.flatnonzero(nonzero_pages(memory.pages[: 2 * memory.page_count // 3]))
         return pages, self._machine.memory.pages[pages].copy()
 
     def payloads(self) -> Iterator[Payload]:

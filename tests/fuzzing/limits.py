@@ -4,7 +4,6 @@ Time is that of our thread on a processor.  On a busy machine it can still be wr
 seems slow is run again, and its fastest run counts.
 """
 
-import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ CPU_S_MAX: Final = 0.05
 AGAIN: Final = 8
 """How often an input that seems slow is run again."""
 
-SMALL_INPUT_BYTES: Final = 512
-"""An input shorter than that can fill no more than what any frame may take; only every few of them are weighed."""
+BYTES_PER_BYTE: Final = 200
+"""What a byte of input may cost at the very worst: an input too short to reach its limit at that rate is light."""
 WEIGHED_ONE_IN: Final = 16
+"""Of the light ones."""
 
 
 class Finding(Exception):
@@ -32,8 +32,8 @@ class Scales:
         self._light = 0
         self.weighed = 0
 
-    def take(self, size: int) -> bool:
-        if size < SMALL_INPUT_BYTES:
+    def take(self, size: int, memory_max: int) -> bool:
+        if size * BYTES_PER_BYTE < memory_max:
             self._light += 1
             if self._light % self._one_in:
                 return False
@@ -45,7 +45,12 @@ SCALES: Final = Scales()
 
 
 def examine(
-    action: Callable[[], Any], refusals: tuple[type[Exception], ...], *, size: int, memory_max: int, scales: Scales = SCALES
+    action: Callable[[], Any],
+    refusals: tuple[type[Exception], ...],
+    *,
+    size: int,
+    memory_max: int,
+    scales: Scales = SCALES,
 ) -> Any:
     """What `action` returns, or None if it refuses its input, of `size` bytes, by one of `refusals`.
 
@@ -59,7 +64,7 @@ def examine(
         took = min(took, *(_seconds(action, refusals) for _ in range(AGAIN)))
         if took > CPU_S_MAX:
             raise Finding(f"{size} bytes took {took * 1000:.1f} ms of processor time; {CPU_S_MAX * 1000:.0f} may be")
-    if scales.take(size):
+    if scales.take(size, memory_max):
         with peak_memory() as peak:
             result = _outcome(action, refusals)
         if peak[0] > memory_max:
@@ -79,7 +84,6 @@ def _outcome(action: Callable[[], Any], refusals: tuple[type[Exception], ...]) -
 
 
 def _seconds(action: Callable[[], Any], refusals: tuple[type[Exception], ...]) -> float:
-    gc.collect()
     start = time.thread_time()
     _outcome(action, refusals)
     return time.thread_time() - start

@@ -43,14 +43,14 @@ def fuzz_frame(data: bytes) -> None:
     header = _decode_header(head)
     if header is None:
         return
-    if header.length == len(body) and not header.skippable:
-        _decode_body(header, body)
     signed = _decode_header(frames.encode_raw(header.type, body)[: frames.HEADER.size])
     if signed is None:
         return
     if signed.skippable:
         frames.check_body(signed, body)
         return
+    if header.length == len(body) and header != signed:
+        _decode_body(header, body)
     message = _decode_body(signed, body)
     if message is not None:
         again = frames.encode_frame(message)
