@@ -1,5 +1,6 @@
 """Valid input to begin with, by target, and the findings of earlier days."""
 
+import gzip
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,11 @@ SPECS: Final = GOLDEN.parent / "specs"
 
 def findings(target: str) -> list[Path]:
     return sorted((FINDINGS / target).glob("*"))
+
+
+def read_finding(path: Path) -> bytes:
+    """The input in a file; one that ends in `.gz` is compressed, as those are that are all size."""
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 @lru_cache
