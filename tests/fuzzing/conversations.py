@@ -27,7 +27,7 @@ from migrate.engine.target import Arrived, ImageHeld, TargetPorts, TargetSetting
 from migrate.errors import LocalProtocolError, MachineCreationFailed, MigrationError, PeerFailed, RemoteProtocolError, TransportLost
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn
-from migrate.protocol.messages import Failure, Message, RamBatch, Role
+from migrate.protocol.messages import Failure, Message, RamContent, Role
 from migrate.releases import NEWEST, builtin_releases
 from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
@@ -96,7 +96,7 @@ class ScriptedLink:
             raise LocalProtocolError(str(error)) from error
         self.said_bytes += frame
 
-    async def send_ram(self, batch: RamBatch, content: memoryview) -> None:
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self.send(batch)
         self.said_bytes += content
 
@@ -118,9 +118,9 @@ class ScriptedLink:
         self.heard.append(message)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
-        if self.forgiving and isinstance(message, RamBatch):
-            length = sum(extent.length for extent in message.extents)
-            return attrs.evolve(message, checksum=xxhash.xxh3_64_intdigest(self.stream[:length]))
+        if self.forgiving and isinstance(message, RamContent):
+            content = self.stream[: message.content_bytes]
+            return attrs.evolve(message, checksum=xxhash.xxh3_64_intdigest(content))
         return message
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import attrs
 
 from migrate import cbor
-from migrate.protocol.frames import HEADER, PREFACE, encode_raw
-from migrate.protocol.messages import MESSAGES, RamBatch
+from migrate.protocol.frames import HEADER, PREFACE, decode_body, decode_header, encode_raw
+from migrate.protocol.messages import MESSAGES, RamBatch, RamContent, RamPages
 from tests.fuzzing.mutation import any_plain, encode_flawed, mutate_bytes, mutate_plain
 from tests.fuzzing.seeds import seeds
 
@@ -32,10 +32,15 @@ def segments_of(stream: bytes) -> tuple[Segment, ...]:
     """The frames of a valid stream."""
     segments = []
     while stream:
-        kind, _, length, _ = HEADER.unpack(stream[: HEADER.size])
+        head = stream[: HEADER.size]
+        kind, _, length, _ = HEADER.unpack(head)
         body, stream = stream[HEADER.size : HEADER.size + length], stream[HEADER.size + length :]
         plain = cbor.decode(body)
-        size = sum(extent["length"] for extent in plain["extents"]) if kind == RamBatch.TYPE else 0
+        size = 0
+        if kind in (RamPages.TYPE, RamBatch.TYPE):
+            message = decode_body(decode_header(head), body)
+            assert isinstance(message, RamContent), "that is what has this type"
+            size = message.content_bytes
         segments.append(Segment(kind, plain, stream[:size]))
         stream = stream[size:]
     return tuple(segments)

@@ -12,6 +12,7 @@ from migrate.engine.negotiation import Acceptable, judge, preamble_of
 from migrate.payloads import encode_payload
 from migrate.protocol.frames import encode_frame
 from migrate.protocol.messages import (
+    PROTOCOL_VERSIONS,
     Abandon,
     Commit,
     Declined,
@@ -102,7 +103,7 @@ def _inquiry(standing: Standing) -> Inquire:
 
 def _to_source() -> Iterator[bytes]:
     """What a target says in every kind of conversation."""
-    hello = Hello(protocol_versions=(1,), node=THERE, release=RELEASE.name)
+    hello = Hello(protocol_versions=PROTOCOL_VERSIONS, node=THERE, release=RELEASE.name)
     with make_machine() as machine:
         verdict = judge(preamble_of(machine, RELEASE, NAME), RELEASE, {})
     assert isinstance(verdict, Acceptable), "a machine fits its own release"
@@ -110,6 +111,7 @@ def _to_source() -> Iterator[bytes]:
     settle = Settle(machine=NAME, generation=GENERATION, owned=False)
     failure = Failure(phase="devices", error="DeviceStateError", message="no")
     yield _conversation(Flags(0), *to_ready, Owned(generation=GENERATION))
+    yield _conversation(Flags(0), attrs.evolve(hello, protocol_versions=(1,)), *to_ready[1:], Owned(generation=GENERATION))
     yield _conversation(Flags(0), *to_ready, Declined(generation=GENERATION))
     yield _conversation(Flags(0), *to_ready, Unknown(generation=GENERATION))
     yield _conversation(Flags(0), *to_ready[:2], failure)
@@ -123,9 +125,10 @@ def _to_source() -> Iterator[bytes]:
 
 def _to_target() -> Iterator[bytes]:
     """What a source says in every kind of conversation."""
-    whole = converse_with_source(next(_to_source()))
-    yield bytes([Flags.FORGIVING]) + bytes(whole.said_bytes)
-    yield bytes([Flags(0)]) + bytes(whole.said_bytes)
+    newest, oldest, *_ = map(converse_with_source, _to_source())
+    for whole in (newest, oldest):
+        yield bytes([Flags.FORGIVING]) + bytes(whole.said_bytes)
+    yield bytes([Flags(0)]) + bytes(newest.said_bytes)
     commit, released = Commit(generation=GENERATION), Released(generation=GENERATION)
     yield _conversation(Flags.HOLDS, commit, released)
     for last in (Abandon, Gone, Unknown, Released):
