@@ -29,6 +29,9 @@ WIDEST_CHARACTER: Final = 4
 """Bytes that CPython takes for every character of a text of which a single one is outside the first plane."""
 
 
+PIECE_BYTES: Final = 1 << 14
+
+
 @attrs.frozen(kw_only=True)
 class Budget:
     """What one encoded item, with all that it contains, may cost its reader.
@@ -136,7 +139,7 @@ def _scan(data: bytes, budget: Budget) -> None:
         if major in (_BYTES, _TEXT):
             if argument > size - position:
                 raise CborError("the data ends inside a string", position)
-            is_narrow = major == _BYTES or data[position : position + argument].isascii()
+            is_narrow = major == _BYTES or _is_ascii(data, position, position + argument)
             memory += argument if is_narrow else WIDEST_CHARACTER * argument
             position += argument
         elif major in (_ARRAY, _MAP):
@@ -159,6 +162,11 @@ def _scan(data: bytes, budget: Budget) -> None:
         raise CborError(f"{size - position} bytes follow the item", position)
     if memory > budget.memory:
         raise CborError(f"it would take more than {budget.memory} bytes of memory", position)
+
+
+def _is_ascii(data: bytes, start: int, end: int) -> bool:
+    """Whether a text is; looked at piece by piece, so that nothing large is copied."""
+    return all(data[piece : min(piece + PIECE_BYTES, end)].isascii() for piece in range(start, end, PIECE_BYTES))
 
 
 def _head(data: bytes, position: int, size: int) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ TEXT_MAX: Final = 4096
 SAID_BYTES_MAX: Final = 1 << 20
 """What all reasons that are said to a peer may cost it, so that they fit a frame and what may be read from one."""
 REASON_BYTES: Final = 1024
+CUT: Final = "..."  # in ASCII, as a text of which one character is not costs its reader more
 WIDEST_CHARACTER: Final = 16  # four bytes, and a reader that reckons with four for each
 
 
@@ -65,7 +66,7 @@ def sayable(reasons: Sequence[Reason]) -> tuple[Reason, ...]:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
+    return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - len(CUT)] + CUT
 
 
 def _cost(text: str) -> int:

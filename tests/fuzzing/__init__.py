@@ -9,3 +9,6 @@
 
 `make test` runs 200,000 inputs that are the same every time (tests/test_fuzzing.py), `make fuzz` looks for new ones.
 """
+
+NAMES = ("frame", "image", "payload", "spec", "source", "target")
+"""The targets; here, so that they can be named before anything that is to be instrumented has been imported."""

@@ -50,7 +50,12 @@ def inputs(target: str, seed: int, count: int) -> Iterator[bytes]:
     """`count` inputs of a target."""
     rng = Random(f"{target} {seed}")
     for _ in range(count):
-        yield _GENERATORS[target](rng)
+        yield generate(target, rng)
+
+
+def generate(target: str, rng: Random) -> bytes:
+    """One input of a target."""
+    return _GENERATORS[target](rng)
 
 
 def damaged_body(rng: Random, plain: Any) -> bytes:
