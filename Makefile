@@ -4,16 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SPEC ?= examples/web-server.json
+FUZZ_SECONDS ?= 60
+FUZZ_TARGET ?= all
 # Every rehearsal starts two daemons: they start sooner when their modules have been compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: rehearse test soak check bench golden clean
+.PHONY: rehearse test fuzz soak check bench golden clean
 
 rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
+
+fuzz: $(VENV)/.fuzz-installed  ## look for hostile input: FUZZ_SECONDS=60, FUZZ_TARGET=all (docs/fuzzing.md)
+	$(BIN)/python -m tests.fuzzing $(FUZZ_TARGET) $(FUZZ_SECONDS)
 
 soak: $(STAMP)  ## kill the daemons at every point, alone and in pairs, and the model in larger worlds: half an hour
 	HANDOFF_MODEL=soak MIGRATE_SOAK=1 $(BIN)/python -m pytest -n 4 tests/test_kills.py tests/test_handoff_model.py
@@ -36,6 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+$(VENV)/.fuzz-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,9 @@
 
 `cbor2` reads generously: trailing bytes, tags that burn seconds, integers in long form, NaN.  So a pre-scan, iterative
 and without allocation, walks the encoded items first and enforces what deterministic encoding (RFC 8949 §4.2) and our
-messages need: no tags, no indefinite lengths, no floats, shortest-form integers, at most `DEPTH_MAX` levels, at most
-`ITEMS_MAX` items, and exactly one item that ends where the bytes end.  Only then does `cbor2` see them.
+messages need: no tags, no indefinite lengths, no floats, shortest-form integers, at most `DEPTH_MAX` levels, and
+exactly one item that ends where the bytes end.  It also counts what the items will cost, from their heads alone, and
+refuses more than a `Budget` of them before there are any.  Only then does `cbor2` see them.
 """
 
 from typing import Any, Final
@@ -12,16 +13,64 @@ import attrs
 import cbor2
 
 DEPTH_MAX: Final = 16
-ITEMS_MAX: Final = 65_536
-"""Items in one message: the largest spec of ours has about 2,000; the scan of a full budget stays under 50 ms."""
+
+MEBIBYTE: Final = 1 << 20
 
 MESSAGE_MAX: Final = 100
 """Characters that are kept of what `cbor2` says: of a key that stands twice, the one thing it repeats, these are 60."""
+
+ITEM_BYTES: Final = 96
+"""What an item may cost in memory beside its text or bytes, both as plain data and in an object made of it.
+
+Worst are maps of few keys: 1 item in 3 is one, and takes 184 bytes.  A fuzzer measures what is really allocated.
+"""
+
+WIDEST_CHARACTER: Final = 4
+"""Bytes that CPython takes for every character of a text of which a single one is outside the first plane."""
+
+
+PIECE_BYTES: Final = 1 << 14
+
+
+@attrs.frozen(kw_only=True)
+class Budget:
+    """What one encoded item, with all that it contains, may cost its reader.
+
+    Attributes:
+        items: how many items it may contain: this bounds the time.
+        memory: bytes that the plain data and the objects made of it may take, estimated from above.
+    """
+
+    items: int
+    memory: int
+
+
+DOCUMENT: Final = Budget(items=8_192, memory=16 * MEBIBYTE)
+"""For specs and payloads, which come inside frames of at most 8 MiB: the largest spec of ours has about 2,000 items."""
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _FALSE, _TRUE, _NULL = 20, 21, 22
 #: The smallest value that may use a length of 1, 2, 4 or 8 following bytes, by additional information 24-27.
 _SHORTEST: Final = {24: (1, 24), 25: (2, 0x100), 26: (4, 0x1_0000), 27: (8, 0x1_0000_0000)}
+_SHORT: Final = 24
+
+
+def _bytes_of_short_item(first: int) -> int:
+    """The length of the whole item that begins with this byte, if the byte tells it and the item contains no others."""
+    major, argument = first >> 5, first & 0x1F
+    if major == _SIMPLE:
+        return int(argument in (_FALSE, _TRUE, _NULL))
+    if argument >= _SHORT or major in (_ARRAY, _MAP, _TAG):
+        return 0
+    return 1 + argument if major in (_BYTES, _TEXT) else 1
+
+
+_SHORT_ITEMS: Final = tuple(map(_bytes_of_short_item, range(256)))
+_FIRST_TEXT: Final = _TEXT << 5
+
+#: The length of the whole item, for first bytes of integers of 4 or 8 bytes; and the first half of what follows, which
+#: must not be all zero, or a shorter form would do.
+_LONG_INTEGERS: Final = {0x1A: (5, bytes(2)), 0x1B: (9, bytes(4)), 0x3A: (5, bytes(2)), 0x3B: (9, bytes(4))}
 
 
 @attrs.frozen(str=False)
@@ -40,13 +89,13 @@ def encode(plain: Any) -> bytes:
     return cbor2.dumps(plain, canonical=True)
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, budget: Budget = DOCUMENT) -> Any:
     """The plain data that `data` encodes.
 
     Raises:
-        CborError: not one item of strict CBOR.
+        CborError: not one item of strict CBOR, or one that costs more than `budget`.
     """
-    _scan(data)
+    _scan(data, budget)
     try:
         return cbor2.loads(
             data,
@@ -59,32 +108,65 @@ def decode(data: bytes) -> Any:
         raise CborError(str(error.__cause__ or error)[:MESSAGE_MAX], 0) from None
 
 
-def _scan(data: bytes) -> None:
+def _scan(data: bytes, budget: Budget) -> None:
     """Walk the items of `data`; raise CborError at the first that is not allowed."""
     size = len(data)
-    position = items = 0
-    open_items = [1]  # how many items each open level still waits for, the outermost first
-    while open_items:
-        if open_items[-1] == 0:
-            open_items.pop()
+    position = 0
+    left = 1  # how many items the innermost open level still waits for
+    outer: list[int] = []  # the same of the levels round it, the outermost first
+    items, memory = 1, ITEM_BYTES
+    while left or outer:
+        if not left:
+            left = outer.pop()
             continue
-        open_items[-1] -= 1
-        items += 1
-        if items > ITEMS_MAX:
-            raise CborError(f"more than {ITEMS_MAX} items", position)
+        left -= 1
         if position >= size:
             raise CborError("the data ends inside an item", position)
+        first = data[position]
+        short = _SHORT_ITEMS[first]
+        if short:  # most items are: this branch and the next decide how fast the scan is
+            position += short
+            if first >= _FIRST_TEXT:
+                memory += WIDEST_CHARACTER * short
+            continue
+        if first in _LONG_INTEGERS:
+            length, zeros = _LONG_INTEGERS[first]
+            if data.startswith(zeros, position + 1):
+                raise CborError("an integer is not in its shortest form", position)
+            position += length
+            continue
         major, argument, position = _head(data, position, size)
         if major in (_BYTES, _TEXT):
             if argument > size - position:
                 raise CborError("the data ends inside a string", position)
+            is_narrow = major == _BYTES or _is_ascii(data, position, position + argument)
+            memory += argument if is_narrow else WIDEST_CHARACTER * argument
             position += argument
         elif major in (_ARRAY, _MAP):
-            if len(open_items) > DEPTH_MAX:
+            if len(outer) >= DEPTH_MAX:
                 raise CborError(f"nested more than {DEPTH_MAX} levels deep", position)
-            open_items.append(argument if major == _ARRAY else 2 * argument)
+            inside = argument if major == _ARRAY else 2 * argument
+            if inside > size - position:  # each takes a byte at least
+                raise CborError("the data ends inside an item", position)
+            items += inside
+            memory += inside * ITEM_BYTES
+            outer.append(left)
+            left = inside
+        if items > budget.items:
+            raise CborError(f"more than {budget.items} items", position)
+        if memory > budget.memory:
+            raise CborError(f"it would take more than {budget.memory} bytes of memory", position)
+    if position > size:
+        raise CborError("the data ends inside an item", size)
     if position != size:
         raise CborError(f"{size - position} bytes follow the item", position)
+    if memory > budget.memory:
+        raise CborError(f"it would take more than {budget.memory} bytes of memory", position)
+
+
+def _is_ascii(data: bytes, start: int, end: int) -> bool:
+    """Whether a text is; looked at piece by piece, so that nothing large is copied."""
+    return all(data[piece : min(piece + PIECE_BYTES, end)].isascii() for piece in range(start, end, PIECE_BYTES))
 
 
 def _head(data: bytes, position: int, size: int) -> tuple[int, int, int]:

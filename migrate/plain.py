@@ -29,12 +29,36 @@ QUOTE_MAX: Final = 64
 
 
 def quote(value: object) -> str:
-    """`value` for an error message: its repr, cut short."""
-    try:
-        text = repr(value)
-    except RecursionError:  # JSON nested as deeply as its parser allows
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= QUOTE_MAX else text[: QUOTE_MAX - 1] + "…"
+    """`value` for an error message: its repr, cut short.  No more of it is looked at than that takes."""
+    text = ""
+    for piece in _repr(value):
+        text += piece
+        if len(text) > QUOTE_MAX:
+            return text[: QUOTE_MAX - 1] + "…"
+    return text
+
+
+def _repr(value: object) -> Iterator[str]:
+    """The pieces of `repr(value)`; of a long string a piece that is longer than a quote."""
+    kind = type(value)
+    if isinstance(value, str | bytes) and kind in (str, bytes):
+        yield repr(value[: QUOTE_MAX + 1])
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _repr(key)
+            yield ": "
+            yield from _repr(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _repr(item)
+        yield "]"
+    else:
+        yield repr(value)
 
 
 class JsonObject(dict[str, Any]):
@@ -173,14 +197,6 @@ def _structure_annotated_length(annotated: Any, converter: cattrs.Converter) -> 
     return structure_length
 
 
-def _element(hook: Callable[[Any, Any], Any], value: Any, kind: Any, step: str | int) -> Any:
-    """Structure what stands at `step` of a list or map; its Misfit says so."""
-    try:
-        return hook(value, kind)
-    except (Misfit, cattrs.BaseValidationError) as error:
-        raise first_misfit(error, (step,)) from None
-
-
 def _is_tuple(kind: Any) -> bool:
     return typing.get_origin(kind) is tuple
 
@@ -194,13 +210,20 @@ def _structure_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[Any, A
     def structure_list(value: Any, _: Any) -> Any:
         if type(value) is not list:
             raise wrong_type(value, "a list")
-        if any_length:
-            return tuple(_element(hooks[0], item, kinds[0], index) for index, item in enumerate(value))
-        check_length(len(value), Exactly(len(hooks)))
-        return tuple(
-            _element(hook, item, inner, index)
-            for index, (hook, item, inner) in enumerate(zip(hooks, value, kinds, strict=True))
-        )
+        if not any_length:
+            check_length(len(value), Exactly(len(hooks)))
+        structured: list[Any] = []
+        try:
+            if any_length:  # a loop of its own, as there may be thousands of elements
+                hook, inner = hooks[0], kinds[0]
+                for item in value:
+                    structured.append(hook(item, inner))
+            else:
+                for hook, item, inner in zip(hooks, value, kinds, strict=True):
+                    structured.append(hook(item, inner))
+        except (Misfit, cattrs.BaseValidationError) as error:
+            raise first_misfit(error, (len(structured),)) from None
+        return tuple(structured)
 
     return structure_list
 
@@ -219,10 +242,13 @@ def _structure_map(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any
         if not isinstance(value, dict):
             raise wrong_type(value, "an object")
         pairs = value.pairs if isinstance(value, JsonObject) else value.items()
-        return {
-            _element(key_hook, key, key_kind, str(key)): _element(value_hook, item, value_kind, str(key))
-            for key, item in pairs
-        }
+        structured = {}
+        for key, item in pairs:
+            try:
+                structured[key_hook(key, key_kind)] = value_hook(item, value_kind)
+            except (Misfit, cattrs.BaseValidationError) as error:
+                raise first_misfit(error, (str(key),)) from None
+        return structured
 
     return structure_map
 

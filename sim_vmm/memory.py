@@ -113,10 +113,12 @@ class GuestMemory:
         try:
             os.ftruncate(file, memory_bytes)
             return cls(file, memory_bytes)
-        except BaseException:
+        except BaseException as error:
             os.close(file)
             if path is not None:
                 path.unlink(missing_ok=True)
+            if isinstance(error, OverflowError | MemoryError):  # a spec can ask for more than there are addresses
+                raise OSError(errno.ENOMEM, f"this host has no {memory_bytes} bytes of guest RAM") from error
             raise
 
     @classmethod

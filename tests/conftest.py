@@ -1,7 +1,10 @@
 """Property tests draw the same examples on every run, and a busy machine fails none of them for being slow.
 
-What the tests that kill have to tell of themselves is said at the end: how many, and how long it took to settle.
+What some tests have to tell of themselves is said at the end: how many kills, and how long it took to settle; how many
+hostile inputs.
 """
+
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -15,15 +18,14 @@ settings.load_profile("repeatable")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    played = [
-        tuple(one)
+    told = [
+        prop
+        for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "kills"
-        for one in value
+        for prop in report.user_properties
     ]
+    played = [tuple(one) for name, value in told if name == "kills" for one in value]
     if played:
         times = sorted((settled_s, scenario) for _, settled_s, scenario in played)
         middle, late, (worst, scenario) = times[len(times) // 2][0], times[len(times) * 95 // 100][0], times[-1]
@@ -31,3 +33,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{sum(killed for killed, _, _ in played)} kills in {len(played)} scenarios; settled after {middle:.2f} s "
             f"at the median, {late:.2f} s at the 95th percentile, {worst:.2f} s at worst ({scenario})"
         )
+    fuzzed: Counter[str] = Counter()
+    for name, value in told:
+        if name == "fuzzed":
+            fuzzed[value[0]] += value[1]
+    if fuzzed:
+        by_target = ", ".join(f"{target} {count:,}" for target, count in fuzzed.items())
+        terminalreporter.write_line(f"{fuzzed.total():,} hostile inputs, none a finding: {by_target}")

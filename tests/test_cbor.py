@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrate.cbor import DEPTH_MAX, ITEMS_MAX, CborError, decode, encode
+from migrate.cbor import DEPTH_MAX, DOCUMENT, Budget, CborError, decode, encode
 from migrate.specs import BY_NUMBER
 from tests.corpus import spec_named
 
@@ -115,7 +115,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("a second item", "0000", "1 bytes follow"),
     ("trailing bytes after a list", "8100ffff", "2 bytes follow"),
     ("half a head", "19", "ends inside an item"),
-    ("a string cut short", "6261", "ends inside a string"),
+    ("a string cut short", "6261", "ends inside an item"),
     ("a list cut short", "8201", "ends inside an item"),
     ("a map without its last value", "a16161", "ends inside an item"),
     ("a string longer than any memory", "5bffffffffffffffff", "ends inside a string"),
@@ -164,13 +164,17 @@ def test_an_empty_container_counts_as_a_level_too() -> None:
         decode(bytes.fromhex("81" * 16 + "80"))
 
 
+ITEMS_MAX = DOCUMENT.items
+
+
 def test_the_item_budget_holds_for_lists_maps_and_nests() -> None:
     full = ITEMS_MAX - 1  # the list itself is an item
     assert len(decode(b"\x99" + full.to_bytes(2, "big") + b"\x00" * full)) == full
     for too_many in (
-        b"\x9a" + ITEMS_MAX.to_bytes(4, "big") + b"\x00" * ITEMS_MAX,
+        b"\x99" + ITEMS_MAX.to_bytes(2, "big") + b"\x00" * ITEMS_MAX,
         b"\x9a" + (10**6).to_bytes(4, "big") + b"\x80" * 10**6,
-        b"\xba" + ITEMS_MAX.to_bytes(4, "big") + b"\x60\x00" * ITEMS_MAX,
+        b"\xb9" + ITEMS_MAX.to_bytes(2, "big") + b"\x60\x00" * ITEMS_MAX,
+        b"\x99" + (full - 1).to_bytes(2, "big") + b"\x81\x00" * (full - 1),
     ):
         with pytest.raises(CborError, match=f"more than {ITEMS_MAX} items"):
             decode(too_many)

@@ -304,9 +304,22 @@ def test_a_page_that_became_zero_is_zero_there_too(memory: GuestMemory, other: G
     assert not other.pages.any()
 
 
+def test_a_page_that_is_zero_again_is_written_once_and_is_no_content_any_more(memory: GuestMemory) -> None:
+    receiver = RamReceiver(memory, Wire(content=pattern(1, 4)))
+    run_alone(receiver.take(batch(extents((8, 4)), data=pattern(1, 4))))
+    run_alone(receiver.take(batch(zero=extents((9, 2)))))
+    assert [page for page in range(16) if memory.pages[page].any()] == [8, 11]
+    memory.pages[9] = 1  # would be cleared if it were written again
+    run_alone(receiver.take(batch(zero=extents((0, 11)))))
+    assert memory.pages[9].all()
+    receiver.mark_received_dirty()
+    assert memory.dirty.count == 1
+
+
 def test_zero_pages_of_untouched_memory_cost_the_host_nothing(large: GuestMemory) -> None:
     receiver = RamReceiver(large, Wire())
-    run_alone(receiver.take(batch(zero=extents((0, LOW_PAGES)))))
+    for first in range(0, LOW_PAGES, ZERO_PAGES_MAX):
+        run_alone(receiver.take(batch(zero=extents((first, ZERO_PAGES_MAX)))))
     receiver.end_round(RoundEnd(round=0, pages=LOW_PAGES, zero_pages=LOW_PAGES))
     receiver.mark_received_dirty()
     assert large.dirty.count == 0
@@ -369,14 +382,15 @@ def test_extents_that_are_no_ram_are_refused_before_a_byte_is_read_or_changed(
 
 
 def test_an_extent_across_the_hole_is_refused(large: GuestMemory) -> None:
-    across = raw((3 * GIB - PAGE_SIZE, GIB + 2 * PAGE_SIZE))
-    for refused in (
-        batch(zero=across),
-        batch(raw((3 * GIB, PAGE_SIZE))),
-        batch(zero=raw((4 * GIB - PAGE_SIZE, PAGE_SIZE))),
+    assert HIGH_RAM_BASE - LOW_RAM_MAX > ZERO_PAGES_MAX * PAGE_SIZE >= RAM_BATCH_PAGES_MAX * PAGE_SIZE
+    for refused, reason in (
+        (batch(zero=raw((3 * GIB - PAGE_SIZE, GIB + 2 * PAGE_SIZE))), "pages; at most"),
+        (batch(raw((3 * GIB, PAGE_SIZE))), "are not RAM"),
+        (batch(raw((3 * GIB - PAGE_SIZE, 2 * PAGE_SIZE))), "are not RAM"),
+        (batch(zero=raw((4 * GIB - PAGE_SIZE, 2 * PAGE_SIZE))), "are not RAM"),
     ):
         wire = Wire()
-        with pytest.raises(RemoteProtocolError, match=r"spans a hole|are not RAM"):
+        with pytest.raises(RemoteProtocolError, match=reason):
             run_alone(RamReceiver(large, wire).take(refused))
         assert wire.reads == 0
 
@@ -385,7 +399,7 @@ def test_more_pages_than_a_batch_may_have_are_refused(large: GuestMemory) -> Non
     too_many = [
         (batch(extents((0, RAM_BATCH_PAGES_MAX + 1))), "extents of a RAM batch: 4097 pages; at most 4096"),
         (batch(extents(*((2 * page, 1) for page in range(4097)))), "4097 pages; at most 4096"),
-        (batch(zero=raw((0, (ZERO_PAGES_MAX + 1) * PAGE_SIZE))), "zero extents of a RAM batch: 1048577 pages"),
+        (batch(zero=raw((0, (ZERO_PAGES_MAX + 1) * PAGE_SIZE))), "zero extents of a RAM batch: 16385 pages"),
     ]
     for refused, reason in too_many:
         with pytest.raises(RemoteProtocolError, match=reason):

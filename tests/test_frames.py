@@ -118,11 +118,19 @@ def test_the_longest_failure_fits_its_frame() -> None:
     assert read(encode_frame(failure)) == failure
 
 
-def test_the_largest_batch_fits_its_frame() -> None:
-    extents = [{"gpa": 2**64 - 4096, "length": 2**64 - 4096}] * 4096
-    plain = {"round": 2**32 - 1, "extents": extents, "zero": extents, "checksum": 2**64 - 1}
+@pytest.mark.parametrize("with_content", [0, 1, 2048, 4095, 4096])
+def test_the_largest_batch_fits_its_frame(with_content: int) -> None:
+    extent = {"gpa": 2**64 - 4096, "length": 2**64 - 4096}
+    plain = {
+        "round": 2**32 - 1,
+        "extents": [extent] * with_content,
+        "zero": [extent] * (4096 - with_content),
+        "checksum": 2**64 - 1,
+    }
     kind = MESSAGES[16]
     assert isinstance(read(frame_of(kind, plain)), kind)
+    plain["zero"].append(extent)
+    assert "more than 20489 items" in refusal_of(frame_of(kind, plain))
 
 
 # Headers

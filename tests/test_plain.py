@@ -282,13 +282,23 @@ def nested(levels: int) -> list[Any]:
         ("x" * 62, "'" + "x" * 62 + "'"),
         ("x" * 63, "'" + "x" * 62 + "…"),
         ("\ud800\n", "'\\ud800\\n'"),
-        (nested(10_000), "a deeply nested list"),
+        (nested(10_000), "[" * 63 + "…"),
+        ([{"a": [1, None]}, b"\x00", 'it"s'], """[{'a': [1, None]}, b'\\x00', 'it"s']"""),
+        (["\n" * 10**6] * 10**6, repr(["\n" * 60])[:63] + "…"),
+        ({"x" * 10**6: 1}, "{'" + "x" * 61 + "…"),
+        (b"\x00" * 10**6, "b'" + r"\x00" * 15 + "\\…"),
     ],
-    ids=["number", "text", "longest", "too long", "illegible", "deep"],
+    ids=["number", "text", "longest", "too long", "illegible", "deep", "plain data", "huge", "huge key", "huge bytes"],
 )
 def test_foreign_data_is_quoted_in_one_short_line(value: Any, text: str) -> None:
     assert quote(value) == text
     assert len(text) <= QUOTE_MAX
+
+
+@given(PLAIN)
+def test_a_quote_is_how_the_repr_begins(value: Any) -> None:
+    text = repr(value)
+    assert quote(value) == (text if len(text) <= QUOTE_MAX else text[: QUOTE_MAX - 1] + "…")
 
 
 @given(st.sampled_from(sorted(PLAIN_EVERYTHING)), PLAIN)

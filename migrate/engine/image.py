@@ -77,10 +77,11 @@ def _frames_in(data: bytes) -> "list[Message]":
         if len(rest) < frames.HEADER.size:
             raise ValueError(f"{len(rest)} bytes are left, which are no frame")
         header = frames.decode_header(bytes(rest[: frames.HEADER.size]))
+        if header.skippable:
+            raise ValueError(f"frames of type {header.type:#06x} are in no image")
         body = bytes(rest[frames.HEADER.size :][: header.length])
         if len(body) < header.length:
             raise ValueError(f"a frame of {header.length} bytes ends after {len(body)}")
-        frames.check_body(header, body)
         messages.append(frames.decode_body(header, body))
         rest = rest[frames.HEADER.size + header.length :]
     return messages

@@ -45,8 +45,8 @@ BATCH_PAGES: Final = 256
 CAPPED_BATCH_S: Final = 0.1
 """Under a bandwidth cap, how long a batch may take."""
 
-ZERO_PAGES_MAX: Final = 1 << 20
-"""Zero pages that one batch may name: 4 GiB, so that what a peer announces never costs more than some MiB."""
+ZERO_PAGES_MAX: Final = 1 << 14
+"""Zero pages that one batch may name: 64 MiB, which take some ms if all of them had content before."""
 
 PROGRESS_EVERY_NS: Final = NS_PER_S // 10
 
@@ -237,6 +237,7 @@ class RamReceiver:
             )
         stale = zeros[self.received[zeros]]
         self.memory.pages[stale] = 0
+        self.received[stale] = False  # so that a peer can have it zeroed only as often as it sends content
         self.received[pages] = True
         self._pages += len(pages) + len(zeros)
         self._zero_pages += len(zeros)

@@ -65,7 +65,7 @@ from migrate.protocol.messages import (
     Unknown,
     Welcome,
 )
-from migrate.reasons import Reason
+from migrate.reasons import Reason, sayable
 from migrate.releases import Release
 from migrate.specs.replacements import Replacements
 from sim_vmm.machine import DeviceState as ImportedState
@@ -193,8 +193,9 @@ class _Target:
                 await self.link.send(verdict.answer)
                 self.attempt.spec_version = verdict.answer.spec_version
                 return machine
-        await self.link.send(Refuse(reasons=verdict))
-        raise Refused(verdict, Role.TARGET)
+        reasons = sayable(verdict)  # a peer's own obstacles are among them
+        await self.link.send(Refuse(reasons=reasons))
+        raise Refused(reasons, Role.TARGET)
 
     async def fill(self, machine: Machine) -> None:
         """Everything up to the source's `Prepare`."""

@@ -19,7 +19,16 @@ import xxhash
 from migrate import cbor
 from migrate.errors import NotOurProtocol, RemoteProtocolError
 from migrate.plain import Misfit, make_converter, quote, structure
-from migrate.protocol.messages import MESSAGES, OPTIONAL, Message
+from migrate.protocol.messages import (
+    ITEMS_MAX,
+    MESSAGES,
+    OPTIONAL,
+    RAM_BATCH_ITEMS_MAX,
+    RAM_BATCH_PAGES_MAX,
+    Message,
+    RamBatch,
+)
+from sim_vmm.memory import PAGE_SIZE
 
 PREFACE: Final = b"\x89MIG\r\n\x1a\n"
 """Not text, not valid UTF-8, and destroyed by anything that translates line ends or strips the eighth bit."""
@@ -30,7 +39,26 @@ _CHECKED: Final = struct.Struct("!HHI")
 UNKNOWN_OPTIONAL_BODY_MAX: Final = 1024 * 1024
 """What we are willing to skip of a type that we do not know."""
 
+SMALL_FRAME_BYTES: Final = 64 * 1024
+"""What decoding any frame may take, however small its cap: fixed costs, which are those of an error mostly."""
+
 _CONVERTER = make_converter()
+
+
+def memory_max(kind: type[Message]) -> int:
+    """Bytes that decoding a body of `kind` may allocate: twice the cap of its type.
+
+    That of a RAM batch counts the contents, which are most of it: its extents are many, and small when encoded.
+    """
+    contents = RAM_BATCH_PAGES_MAX * PAGE_SIZE if kind is RamBatch else 0
+    return 2 * (kind.BODY_MAX + contents) + SMALL_FRAME_BYTES
+
+
+def _budget_of(kind: type[Message]) -> cbor.Budget:
+    items = RAM_BATCH_ITEMS_MAX if kind is RamBatch else ITEMS_MAX
+    return cbor.Budget(items=items, memory=memory_max(kind))
+
+_BUDGETS: Final = {number: _budget_of(kind) for number, kind in MESSAGES.items()}
 
 
 @attrs.frozen
@@ -97,7 +125,7 @@ def decode_body(header: Header, body: bytes) -> Message:
     check_body(header, body)
     kind = MESSAGES[header.type]
     try:
-        plain = cbor.decode(body)
+        plain = cbor.decode(body, _BUDGETS[header.type])
     except cbor.CborError as error:
         raise RemoteProtocolError(f"frame {kind.__name__}, {error}") from None
     try:

@@ -28,6 +28,12 @@ PAGE_BYTES: Final = 4096
 RAM_BATCH_PAGES_MAX: Final = 4096
 """Pages with content in one batch, at most: 16 MiB."""
 
+ITEMS_MAX: Final = 16_384
+"""CBOR items in one body, at most: so many are read in a few ms.  What is in byte strings does not count."""
+
+RAM_BATCH_ITEMS_MAX: Final = 5 * RAM_BATCH_PAGES_MAX + 9
+"""The same of a `RamBatch`: 5 for each extent, of which it may have as many as pages, zero ones included."""
+
 KIBIBYTE: Final = 1024
 MEBIBYTE: Final = 1024 * KIBIBYTE
 

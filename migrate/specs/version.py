@@ -8,6 +8,7 @@ did not survive, and `migrate.specs.offer` lets nothing out whose bytes do not g
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 import attrs
@@ -17,6 +18,9 @@ from migrate.plain import Misfit, quote, structure
 from migrate.specs.reading import ParseError
 from sim_vmm.spec import Board, Cpuid, SmbiosType1, Spec, build_spec
 from sim_vmm.spec.components import Component
+
+#: Of a class, which never changes: to work it out anew for every component of every spec would cost more than the rest.
+_hints_of = cache(get_type_hints)
 
 
 @attrs.frozen(kw_only=True)
@@ -34,7 +38,7 @@ class Kind:
 
     def to_wire(self, component: Any) -> Any:
         """Raises ValueError if a value has no counterpart in this version."""
-        hints = get_type_hints(self.wire)
+        hints = _hints_of(self.wire)
         values = {}
         for field in attrs.fields(self.wire):
             value = getattr(component, field.name)
@@ -46,7 +50,7 @@ class Kind:
         return self.wire(**values)
 
     def from_wire(self, wire: Any) -> Any:
-        hints = get_type_hints(self.machine)
+        hints = _hints_of(self.machine)
         values = dict(self.implied)
         for field in attrs.fields(self.wire):
             value = getattr(wire, field.name)
@@ -123,7 +127,7 @@ class SpecVersion:
             "board": self.board[0](spec.board),
             "components": {key: wire for key, wire in components.items() if wire is not None},
         }
-        hints = get_type_hints(self.document)
+        hints = _hints_of(self.document)
         if "smbios" in hints:
             smbios_class = next(arm for arm in hints["smbios"].__args__ if attrs.has(arm))
             values["smbios"] = None if spec.smbios is None else smbios_class(**attrs.asdict(spec.smbios))
@@ -148,7 +152,7 @@ class SpecVersion:
                 yield Loss(str(key), "type", component.KIND)
             else:
                 yield from _lost(str(key), component, kind.there_and_back)
-        if spec.smbios is not None and "smbios" not in get_type_hints(self.document):
+        if spec.smbios is not None and "smbios" not in _hints_of(self.document):
             yield Loss("smbios", "smbios", f"set (serial number {quote(spec.smbios.serial_number)})")
 
 
