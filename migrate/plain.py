@@ -13,6 +13,8 @@ import collections.abc
 import typing
 from collections.abc import Callable, Container, Iterator, Mapping
 from enum import Enum
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -59,6 +61,18 @@ def _repr(value: object) -> Iterator[str]:
         yield "]"
     else:
         yield repr(value)
+
+
+@cache
+def _getter(kind: type[Any]) -> tuple[tuple[str, ...], Callable[[Any], Any]]:
+    names = tuple(field.name for field in attrs.fields(kind))
+    return names, attrgetter(*names)
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of an attrs value, which has two or more, by name, one level deep."""
+    names, get = _getter(value.__class__)
+    return dict(zip(names, get(value), strict=True))
 
 
 class JsonObject(dict[str, Any]):

@@ -16,6 +16,7 @@ from birth, when RAM is all zero and a fresh target lacks nothing: "dirty since 
 Elsewhere: when to stop copying and pause the guest (migrate.engine), who marks pages (memory.py).
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -90,15 +91,18 @@ _NO_PAGES: Final[PageIndices] = np.empty(0, dtype=np.int64)
 
 
 class DirtyPages:
-    """The dirty pages of a machine of `page_count` pages, and those that an attempt has taken.  See the module."""
+    """The dirty pages of a machine of `page_count` pages, and those that an attempt has taken.  See the module.
 
-    def __init__(self, page_count: int) -> None:
+    `page_set` makes the sets that they are kept in.
+    """
+
+    def __init__(self, page_count: int, page_set: Callable[[int], PageSet] = PageSet) -> None:
         self._page_count = page_count
-        self._dirty = PageSet(page_count)
-        self._pending = PageSet(page_count)
+        self._dirty = page_set(page_count)
+        self._pending = page_set(page_count)
         self._queue = _NO_PAGES
-        self._in_flight = PageSet(page_count)
-        self._sent = PageSet(page_count)
+        self._in_flight = page_set(page_count)
+        self._sent = page_set(page_count)
 
     @property
     def count(self) -> int:

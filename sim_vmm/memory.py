@@ -76,8 +76,8 @@ def ram_layout(memory_bytes: int) -> tuple[RamRegion, ...]:
 class GuestMemory:
     """The RAM of one machine.  Make it with `create` or `open`; close it, or use it as a context manager."""
 
-    def __init__(self, file: int, memory_bytes: int) -> None:
-        """Map `memory_bytes` of the open file descriptor `file`, which this object closes.
+    def __init__(self, file: int, memory_bytes: int, dirty: DirtyPages | None = None) -> None:
+        """Map `memory_bytes` of the open file descriptor `file`, which this object closes; `dirty` is its own.
 
         Raises:
             ValueError: the size is not a positive multiple of the page size.
@@ -85,7 +85,7 @@ class GuestMemory:
         """
         self.layout: Final = ram_layout(memory_bytes)
         self.page_count: Final = memory_bytes // PAGE_SIZE
-        self.dirty: Final = DirtyPages(self.page_count)
+        self.dirty: Final = DirtyPages(self.page_count) if dirty is None else dirty
         self._file = file
         self._mapping = mmap.mmap(file, memory_bytes)
         self._view = memoryview(self._mapping)

@@ -1,7 +1,5 @@
 """What one side knows of one attempt, filled in while it happens: the material of every report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -60,15 +58,9 @@ class Attempt:
     def __attrs_post_init__(self) -> None:
         self.started_ns = self.clock.monotonic_ns()
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> "Timing":
         """Time what happens inside, whether it succeeds or not."""
-        start = self.clock.monotonic_ns()
-        try:
-            yield
-        finally:
-            end = self.clock.monotonic_ns()
-            self.steps.append(Step(side=self.side, step=name, start_ns=start, duration_ns=end - start))
+        return Timing(self, name)
 
     def _precopy(self) -> dict[str, Any] | None:
         """What was predicted beside what came of it, as the source saw it: until it heard that the guest runs."""
@@ -110,3 +102,20 @@ class Attempt:
             "warnings": self.warnings,
             "committed": self.committed,
         }
+
+
+class Timing:
+    """Adds what it encloses to the steps of `attempt`."""
+
+    __slots__ = ("_attempt", "_name", "_start_ns")
+
+    def __init__(self, attempt: Attempt, name: str) -> None:
+        self._attempt, self._name = attempt, name
+
+    def __enter__(self) -> None:
+        self._start_ns = self._attempt.clock.monotonic_ns()
+
+    def __exit__(self, *_: object) -> None:
+        start_ns, attempt = self._start_ns, self._attempt
+        duration_ns = attempt.clock.monotonic_ns() - start_ns
+        attempt.steps.append(Step(side=attempt.side, step=self._name, start_ns=start_ns, duration_ns=duration_ns))

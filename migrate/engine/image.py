@@ -11,6 +11,7 @@ import attrs
 
 from migrate.errors import DeviceStateError, MigrationError, RemoteProtocolError, TimeDataError
 from migrate.payloads import PayloadError, decode_payload
+from migrate.plain import fields_of
 from migrate.protocol import frames
 from migrate.protocol.messages import DevicesEnd, DeviceState, Message, Payload, ServerState, TimeOfDay
 from migrate.releases import Release
@@ -44,7 +45,7 @@ class PauseImage:
     def decode(cls, data: bytes) -> Self:
         """Raises ImageDamaged."""
         try:
-            messages = list(_frames_in(data))
+            messages = frames_in(data)
             time, *devices, end, server = messages
         except (RemoteProtocolError, ValueError) as error:
             raise ImageDamaged(f"the image of the paused machine cannot be read: {error}") from error
@@ -70,8 +71,12 @@ class PauseImage:
         return warning
 
 
-def _frames_in(data: bytes) -> "list[Message]":
-    """Raises RemoteProtocolError or ValueError if these are not whole frames of ours."""
+def frames_in(data: bytes) -> tuple[Message, ...]:
+    """The messages of a row of frames.
+
+    Raises:
+        RemoteProtocolError, ValueError: these are not whole frames of ours.
+    """
     messages, rest = [], memoryview(data)
     while rest:
         if len(rest) < frames.HEADER.size:
@@ -84,13 +89,13 @@ def _frames_in(data: bytes) -> "list[Message]":
             raise ValueError(f"a frame of {header.length} bytes ends after {len(body)}")
         messages.append(frames.decode_body(header, body))
         rest = rest[frames.HEADER.size + header.length :]
-    return messages
+    return tuple(messages)
 
 
 def import_clock(machine: Machine, message: TimeOfDay) -> str | None:
     """Returns a warning if the time in flight is a guess.  Raises TimeDataError."""
     try:
-        return machine.clock.import_(TimeData(**attrs.asdict(message))).warning
+        return machine.clock.import_(TimeData(**fields_of(message))).warning
     except MachineTimeDataError as error:
         raise TimeDataError(str(error)) from error
 
@@ -127,6 +132,6 @@ def import_states(machine: Machine, states: list[ImportedState]) -> None:
 def import_console(machine: Machine, state: ServerState) -> None:
     """Raises RemoteProtocolError."""
     try:
-        machine.console.import_(ConsoleState(**attrs.asdict(state)))
+        machine.console.import_(ConsoleState(**fields_of(state)))
     except ConsoleStateError as error:
         raise RemoteProtocolError(f"console history: {error}") from error

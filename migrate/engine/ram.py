@@ -1,7 +1,6 @@
 """Guest pages out of one machine and into another.
 
-The sender gathers the dirty pages of a batch into one staging buffer, allocated once, and checksums and sends from
-there: a running guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros
+The sender gathers the dirty pages of a batch into one staging buffer, and checksums and sends from there: a running guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros
 travel without bytes.
 
 The receiver checks every run of pages against the machine's own RAM before it touches memory.  Where RAM has been
@@ -97,7 +96,7 @@ class RamSender:
     _staging: npt.NDArray[np.uint8] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._staging = np.empty((BATCH_PAGES, PAGE_SIZE), dtype=np.uint8)
+        self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
 
     async def send_round(self) -> Round:
         """Send every page that is dirty now, and the end of the round; what the guest dirties meanwhile can wait."""
@@ -159,6 +158,8 @@ class RamSender:
             nonzero = nonzero_pages(mapped)
             if not nonzero.all():
                 return nonzero, mapped[nonzero]
+            if len(self._staging) < len(pages):
+                self._staging = np.empty((len(pages), PAGE_SIZE), dtype=np.uint8)
             content = self._staging[: len(pages)]
             np.copyto(content, mapped)
             return nonzero, content
@@ -196,7 +197,7 @@ class RamReceiver:
 
     def __attrs_post_init__(self) -> None:
         self.received = np.zeros(self.memory.page_count, dtype=np.bool_)
-        self._staging = np.empty((BATCH_PAGES, PAGE_SIZE), dtype=np.uint8)
+        self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
 
     async def receive_round(self) -> RoundEnd | None:
         """See `migrate.engine.ports.IncomingRam`."""
@@ -275,16 +276,21 @@ class RamReceiver:
                     await self.link.receive_ram([content])
                     hasher.update(content)
                     continue
-                content = self._staging[: len(some)].data.cast("B")
+                content = self._room_for(some).data.cast("B")
                 await self.link.receive_ram([content])
                 hasher.update(content)
                 self.memory.fill(begin, content)
             else:
-                scattered = self._staging[: len(some)]
+                scattered = self._room_for(some)
                 await self.link.receive_ram([scattered.data.cast("B")])
                 hasher.update(scattered.data)
                 self.memory.pages[some] = scattered
         return hasher.intdigest()
+
+    def _room_for(self, pages: PageIndices) -> npt.NDArray[np.uint8]:
+        if len(self._staging) < len(pages):
+            self._staging = np.empty((len(pages), PAGE_SIZE), dtype=np.uint8)
+        return self._staging[: len(pages)]
 
     def _pages_of(self, extents: Sequence[Extent], what: str, pages_max: int) -> PageIndices:
         """Page numbers of `extents`, which must be whole pages of RAM, ascending and disjoint, and not too many."""

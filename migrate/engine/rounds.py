@@ -5,6 +5,8 @@ from typing import Any, Final
 
 import attrs
 
+from migrate.plain import fields_of
+
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
@@ -32,7 +34,7 @@ class Round:
         return self.duration_ns + self.receipt_ns
 
     def as_json(self) -> dict[str, Any]:
-        facts = attrs.asdict(self)
+        facts = fields_of(self)
         facts["duration_ms"] = facts.pop("duration_ns") / NS_PER_MS
         facts["receipt_ms"] = facts.pop("receipt_ns") / NS_PER_MS
         return facts

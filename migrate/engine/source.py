@@ -52,7 +52,7 @@ from migrate.errors import (
     StateRefused,
 )
 from migrate.payloads import PayloadError, encode_payload
-from migrate.plain import quote
+from migrate.plain import fields_of, quote
 from migrate.protocol.frames import encode_frame
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
@@ -338,9 +338,8 @@ class _Source:
         if reasons:
             raise StateRefused(reasons, Role.SOURCE)
         with _device_errors():
-            size = sum(
-                len(encode_frame(message)) for message in self._device_messages(self.machine.preflight(chooser(choice)))
-            )
+            states = self.machine.preflight(chooser(choice))
+            size = sum(len(encode_frame(device_message(state))) for state in states)
         console = self.machine.console.export()
         return size + len(console.beginning) + len(console.rolling)
 
@@ -356,14 +355,14 @@ class _Source:
             attempt.rounds.append(await self.ram.send_round())
         self.enter("time data")
         with attempt.step("time data"):
-            time = TimeOfDay(**attrs.asdict(self.machine.clock.export()))
+            time = TimeOfDay(**fields_of(self.machine.clock.export()))
             await link.send(time)
         self.enter("devices")
         with attempt.step("devices"):
             devices = await self.send_devices(choice)
         self.enter("server state")
         with attempt.step("server state"):
-            server = ServerState(**attrs.asdict(self.machine.console.export()))
+            server = ServerState(**fields_of(self.machine.console.export()))
             await link.send(server)
         self.enter("handoff")
         with attempt.step("ready"):
@@ -381,7 +380,7 @@ class _Source:
     async def send_devices(self, choice: Common) -> tuple[DeviceState, ...]:
         with _device_errors():
             try:
-                messages = tuple(self._device_messages(self.machine.export_devices(chooser(choice))))
+                messages = tuple(device_message(state) for state in self.machine.export_devices(chooser(choice)))
             except (StateNotRepresentable, NoCommonPayload) as error:  # what the guest did since the pre-flight
                 reasons = tuple(not_representable(self.machine, choice))
                 raise StateRefused(reasons, Role.SOURCE) from error
@@ -390,14 +389,6 @@ class _Source:
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
         await self.link.send(DevicesEnd(devices=len(messages)))
         return messages
-
-    def _device_messages(self, states: tuple[ExportedState, ...]) -> Iterator[DeviceState]:
-        for state in states:
-            payloads = tuple(
-                Payload(kind=payload.SCHEMA.kind, version=payload.SCHEMA.version, data=encode_payload(payload))
-                for payload in state.payloads
-            )
-            yield DeviceState(device=state.key, payloads=payloads)
 
     async def give_away(self, generation: int, image: bytes | None) -> None:
         """The point of no return, and what the target makes of it.
@@ -554,6 +545,14 @@ class _Source:
             knows_already = isinstance(error, Refused | PeerFailed) and not isinstance(error, StateRefused)
             if isinstance(error, MigrationError) and not knows_already:
                 await tell_failure(self.link, self.attempt.phase, error)
+
+
+def device_message(state: ExportedState) -> DeviceState:
+    payloads = tuple(
+        Payload(kind=payload.SCHEMA.kind, version=payload.SCHEMA.version, data=encode_payload(payload))
+        for payload in state.payloads
+    )
+    return DeviceState(device=state.key, payloads=payloads)
 
 
 def slowdown(began: Pace, ended: Pace) -> float | None:

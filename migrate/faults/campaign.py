@@ -163,7 +163,7 @@ def prepare_worker(experiment: Experiment) -> None:
     gc.freeze()  # what stays is not looked at again and again
     _lasting.callback(gc.unfreeze)
     _lasting.callback(gc.set_threshold, *gc.get_threshold())
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(2_000, 50, 1_000)  # what is over goes while it is still in a cache
 
 
 def leave_worker() -> None:

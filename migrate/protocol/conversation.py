@@ -146,10 +146,10 @@ class Conversation:
         Raises:
             OutOfTurn: the table has no such move; the phase is unchanged.
         """
-        if isinstance(message, Failure) and self.phase is not Phase.ENDED:
+        move = (self.phase, sender, message.__class__)
+        if move in NEXT:
+            self.phase = NEXT[move]
+        elif isinstance(message, Failure) and self.phase is not Phase.ENDED:
             self.phase = Phase.ENDED
-            return
-        move = (self.phase, sender, type(message))
-        if move not in NEXT:
+        else:
             raise OutOfTurn(*move)
-        self.phase = NEXT[move]

@@ -170,7 +170,7 @@ class Audits:
     def _forgotten(self, node: "Node") -> Iterator[Violation]:
         """Every page with content is dirty on whoever runs the machine, or the next attempt would not send it."""
         memory = self._running[node.name].memory
-        content = content_pages(memory).tolist()
+        content = content_pages(memory)
         if content and content[-1] * PAGE_SIZE >= USED_BYTES:
             yield Violation(NOTHING_LOST, f"{node.name} has content in page {content[-1]}, where no guest wrote any")
         memory.dirty.begin_round()

@@ -123,8 +123,7 @@ class SimulatedJournal:
             debts = content.debts
             if owes_answer:
                 debts = (*debts, Debt(record.generation, record.peer))
-            return attrs.evolve(
-                content,
+            return Content(
                 record=record,
                 highest=max(content.highest, record.generation),
                 image=(kept or content.image) if keeps else None,

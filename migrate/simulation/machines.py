@@ -11,13 +11,15 @@ step wrote it last.  So a page that was forgotten, or an image older than the la
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, Protocol, cast
 
 import attrs
 import numpy as np
 
+from migrate.simulation.light_memory import LightMemory
 from sim_vmm.birth import Birth
 from sim_vmm.clock import GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
@@ -28,14 +30,17 @@ from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
 from sim_vmm.machine import MIB, Choose, DeviceState, Machine, newest
 from sim_vmm.memory import PAGE_SIZE, GuestMemory
 from sim_vmm.payloads import InMemoryBlockBackendV1, Payload, Uart16550V1, VcpuRunstateV1
-from sim_vmm.snapshot import nonzero_pages
 from sim_vmm.spec import Spec
 
 STATE_PAGE: Final = 1
 WORKING_SET: Final = range(2, 10)
+WORKING_SET_PAGES: Final = len(WORKING_SET)
 USED_BYTES: Final = 10 * PAGE_SIZE
 """All content of RAM lies below; that nothing ever lies above is looked at when all is over."""
+_ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _STATE: Final = struct.Struct("<QQQ")
+_STATE_BYTES: Final = _STATE.size
+_STATE_GPA: Final = STATE_PAGE * PAGE_SIZE
 _MAGIC: Final = int.from_bytes(b"rehearse", "little")
 
 
@@ -51,7 +56,7 @@ class RealMachines:
     """Emulated machines, with every device that the spec asks for."""
 
     def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
-        memory = memory_of(spec, ram)
+        memory = with_content_of(ram, GuestMemory.create(spec.board.memory_mb * MIB))
         return Machine.create(spec, host_clock=clock, counters=InjectionCounters(), birth=birth, memory=memory)
 
 
@@ -60,27 +65,31 @@ class LightMachines:
     """See the module: the real machine's face, and devices that only have a state."""
 
     def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
-        return cast(Machine, LightMachine(spec, birth, memory_of(spec, ram), clock))
+        memory = with_content_of(ram, LightMemory.lend(spec.board.memory_mb * MIB))
+        return cast(Machine, LightMachine(spec, birth, memory, clock))
 
 
-def memory_of(spec: Spec, ram: GuestMemory | None) -> GuestMemory:
-    """RAM for a machine of `spec`; what it finds in `ram` is dirty, as of a file that is opened."""
-    memory = GuestMemory.create(spec.board.memory_mb * MIB)
+def with_content_of(ram: GuestMemory | None, memory: GuestMemory) -> GuestMemory:
+    """`memory`, which is new; what it finds in `ram` is dirty, as of a file that is opened."""
     if ram is not None:
         for data in ram.data_ranges():
             memory.view[data.start : data.stop] = ram.view[data.start : data.stop]
-        memory.mark_dirty(content_pages(memory))
+        memory.mark_dirty(np.array(content_pages(memory), dtype=np.int64))
     return memory
 
 
-def content_pages(memory: GuestMemory) -> Any:
+def content_pages(memory: GuestMemory) -> list[int]:
     """The pages that are not all zero, ascending: what the target of a new attempt would lack."""
-    pieces = [
-        np.flatnonzero(nonzero_pages(memory.pages[data.start // PAGE_SIZE : data.stop // PAGE_SIZE]))
-        + data.start // PAGE_SIZE
-        for data in memory.data_ranges()
-    ]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+    found = []
+    for data in memory.data_ranges():
+        content = bytes(memory.view[data.start : data.stop])
+        first = data.start // PAGE_SIZE
+        found += [
+            first + number
+            for number in range(len(content) // PAGE_SIZE)
+            if content[number * PAGE_SIZE : (number + 1) * PAGE_SIZE] != _ZERO_PAGE
+        ]
+    return found
 
 
 # The light machine
@@ -91,13 +100,10 @@ class LightDevice:
     """Has a state, which travels in one payload, and takes another's."""
 
     key: str
+    born: Payload
     state: Payload
     kind: str = "light"
     not_migratable: str | None = None
-    born: Payload = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.born = self.state
 
     def places(self) -> tuple[Place, ...]:
         return (Place(device=self.key, state=self.state, born=self.born, optional=False),)
@@ -109,6 +115,7 @@ class LightDevice:
         (self.state,) = payloads
 
 
+@cache
 def _uart(scratch: int) -> Uart16550V1:
     return Uart16550V1(
         intr_enable=0,
@@ -126,6 +133,7 @@ def _uart(scratch: int) -> Uart16550V1:
     )
 
 
+@cache
 def _vcpu() -> VcpuRunstateV1:
     return VcpuRunstateV1(
         run_state=3,
@@ -138,6 +146,29 @@ def _vcpu() -> VcpuRunstateV1:
     )
 
 
+BORN: Final[dict[str, Payload]] = {
+    "com1": _uart(0),
+    "com2": _uart(0),
+    "disk": InMemoryBlockBackendV1(b"block"),
+    "vcpu-0": _vcpu(),
+    "vcpu-1": _vcpu(),
+}
+"""The devices of a light machine, and their states at birth."""
+
+
+_NO_STORAGE: Final = SimpleNamespace(lost_on_migration=lambda: (), fence=None)
+
+
+def expressed(choose: Choose, *states: Payload) -> tuple[DeviceState, ...]:
+    """What a light machine's devices, which have these states, export."""
+    exported = []
+    for (key, born), state in zip(BORN.items(), states, strict=True):
+        place = Place(device=key, state=state, born=born, optional=False)
+        payload = place.express(choose(place))
+        exported.append(DeviceState(key, () if payload is None else (payload,)))
+    return tuple(exported)
+
+
 class LightMachine:
     """See the module; the calls are those of `sim_vmm.machine.Machine`, with the same meaning."""
 
@@ -147,15 +178,9 @@ class LightMachine:
         self.console = ConsoleHistory()
         self.state = MachineState.CREATING
         self.failure: str | None = None
-        self.storage = SimpleNamespace(lost_on_migration=lambda: (), fence=None)
-        states: dict[str, Payload] = {
-            "com1": _uart(0),
-            "com2": _uart(0),
-            "disk": InMemoryBlockBackendV1(b"block"),
-            "vcpu-0": _vcpu(),
-            "vcpu-1": _vcpu(),
-        }
-        self.devices = MappingProxyType({key: LightDevice(key, state) for key, state in states.items()})
+        self.storage = _NO_STORAGE
+        self._devices = [LightDevice(key, born, born) for key, born in BORN.items()]
+        self.devices = MappingProxyType({device.key: device for device in self._devices})
 
     def start(self) -> None:
         self._advance(Verb.START)
@@ -179,12 +204,12 @@ class LightMachine:
         return ()
 
     def preflight(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
-        return tuple(self._export(choose))
+        return expressed(choose, *self.states)
 
     def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
         if self.state is not MachineState.PAUSED:
             raise IllegalTransition(self.state, "export the devices of", (MachineState.PAUSED,))
-        return tuple(self._export(choose))
+        return expressed(choose, *self.states)
 
     def import_devices(self, states: Iterable[DeviceState]) -> None:
         left = dict(self.devices)
@@ -200,13 +225,9 @@ class LightMachine:
     def close(self) -> None:
         self.memory.close()
 
-    def _export(self, choose: Choose) -> Iterator[DeviceState]:
-        for device in self.devices.values():
-            if choose is newest:
-                yield DeviceState(device.key, (device.state,))
-                continue
-            payloads = (place.express(choose(place)) for place in device.places())
-            yield DeviceState(device.key, tuple(payload for payload in payloads if payload is not None))
+    @property
+    def states(self) -> list[Payload]:
+        return [device.state for device in self._devices]
 
     def _advance(self, verb: Verb) -> None:
         move = (self.state, verb)
@@ -221,26 +242,25 @@ class LightMachine:
 def boot(machine: Machine) -> None:
     """The program begins: once, at the birth of a machine and whenever it starts from its disks."""
     for page in WORKING_SET[::2]:
-        _write_two(machine, page, _STATE.pack(0, page, _MAGIC))
+        machine.memory.write((page + 1) * PAGE_SIZE - _STATE_BYTES, _STATE.pack(0, page, _MAGIC) * 2)
     _store(machine, 0, 0)
     machine.console.append(b"booted\n")
 
 
 def step(machine: Machine) -> None:
-    """Write the number of the step to two pages of the working set, and now and then a line."""
-    run, steps = _load(machine)
+    """Write the number of the step to the end of one page of the working set and the beginning of the next.
+
+    Now and then a line is printed, and a device changes.
+    """
+    memory = machine.memory
+    run, steps, _ = _STATE.unpack(memory.read(_STATE_GPA, _STATE_BYTES))
     steps += 1
-    page = WORKING_SET[steps * 2 % len(WORKING_SET)]
-    _write_two(machine, page, _STATE.pack(steps, page, run))
-    _store(machine, run, steps)
+    page = WORKING_SET[steps * 2 % WORKING_SET_PAGES]
+    memory.write((page + 1) * PAGE_SIZE - _STATE_BYTES, _STATE.pack(steps, page, run) * 2)
+    memory.write(_STATE_GPA, _STATE.pack(run, steps, _MAGIC))
     if steps % 4 == 0:
         machine.console.append(b"step %d\n" % steps)
         _work_devices(machine, steps)
-
-
-def _write_two(machine: Machine, page: int, stamp: bytes) -> None:
-    """The end of `page`, and the beginning of the next."""
-    machine.memory.write((page + 1) * PAGE_SIZE - len(stamp), stamp + stamp)
 
 
 def _work_devices(machine: Machine, steps: int) -> None:
@@ -261,13 +281,13 @@ def note_run(machine: Machine, run: int) -> None:
 
 
 def _load(machine: Machine) -> tuple[int, int]:
-    run, steps, magic = _STATE.unpack(machine.memory.read(STATE_PAGE * PAGE_SIZE, _STATE.size))
+    run, steps, magic = _STATE.unpack(machine.memory.read(_STATE_GPA, _STATE_BYTES))
     assert magic == _MAGIC, "the program was booted in this machine"
     return run, steps
 
 
 def _store(machine: Machine, run: int, steps: int) -> None:
-    machine.memory.write(STATE_PAGE * PAGE_SIZE, _STATE.pack(run, steps, _MAGIC))
+    machine.memory.write(_STATE_GPA, _STATE.pack(run, steps, _MAGIC))
 
 
 @attrs.frozen

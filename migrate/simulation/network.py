@@ -13,8 +13,9 @@ a socket: the real codec, every move checked against the table, a time limit for
 the peer's failure before it speaks.  Encoding and decoding are pure, so their answers are remembered (`remembering`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -24,7 +25,7 @@ from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Failure, Message, Preamble, RamContent, Role
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.remembering import decode, decode_header, encode
+from migrate.simulation.remembering import Posted, decode, decode_header, post
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Signal, Wait
 
 if TYPE_CHECKING:
@@ -42,21 +43,32 @@ class Speed:
 
     latency_ns: int = 100_000
     bandwidth: float = 1e9
+    ns_per_byte: float = attrs.field(init=False)
 
-    @property
-    def ns_per_byte(self) -> float:
+    @ns_per_byte.default
+    def _of_bandwidth(self) -> float:
         return NS_PER_S / self.bandwidth
+
+
+#: Data under way, and its length; what it is a whole frame of, if nothing was done to it; and the RAM behind that frame.
+Parcel = tuple[bytes, int, Posted | None, bytes]
+
+_THE_END: Final[Parcel] = (b"", 0, None, b"")
 
 
 @attrs.define(eq=False)
 class Pipe:
-    """Bytes in one direction of one connection."""
+    """Bytes in one direction of one connection.
+
+    A frame to which nothing was done need not be read again: the message that was read from these very bytes once is
+    with them, as long as whoever reads is at the frame's first byte.
+    """
 
     scheduler: Scheduler
     speed: Speed
     news: Signal = attrs.field(init=False)
-    arrived: bytearray = attrs.field(factory=bytearray)
-    put_bytes: int = 0
+    parcels: deque[Parcel] = attrs.field(factory=deque)  # arrived
+    arrived_bytes: int = 0
     piece_bytes: int = 0  # of the next data: arrives in pieces of so many bytes; 0 for whole
     is_over: bool = False  # nothing more comes, and what has come can be read
     was_reset: bool = False
@@ -70,34 +82,53 @@ class Pipe:
     def __attrs_post_init__(self) -> None:
         self.news = Signal(self.scheduler)
 
-    def put(self, data: bytes, reckoned_bytes: int = 0) -> int:
+    @property
+    def arrived(self) -> bytes:
+        """What has arrived and was not read yet."""
+        return b"".join(data for data, *_ in self.parcels)
+
+    def put(
+        self, data: bytes, posted: Posted | None = None, content: bytes = b"", *, reckoned_bytes: int = 0
+    ) -> int:
         """Send `data`, and behind it bytes that only take their time; returns when the last byte is on the wire.
+
+        `posted` is what `data` is the frame of, but for `content` at its end, if nothing was done to it.
 
         Raises:
             TransportLost: nothing is taken any more.
         """
         if self.was_reset or self._closed:
             raise TransportLost("the connection is closed")
-        now = self.scheduler.now_ns
+        scheduler, speed = self.scheduler, self.speed
+        on_wire_ns = scheduler.now_ns
+        length = len(data)
         if self.severed:
             self._wire_free_ns = FOR_EVER_NS
-            return now if len(data) <= SOCKET_BUFFER else FOR_EVER_NS
-        self.put_bytes += len(data)
-        start = max(now, self._wire_free_ns, min(self._held_until_ns, FOR_EVER_NS))
-        self._wire_free_ns = start + round((len(data) + reckoned_bytes) * self.speed.ns_per_byte)
-        pieces = [data]
+            return on_wire_ns if length <= SOCKET_BUFFER else FOR_EVER_NS
+        if self._wire_free_ns > on_wire_ns:
+            on_wire_ns = self._wire_free_ns
+        if self._held_until_ns > on_wire_ns:
+            on_wire_ns = min(self._held_until_ns, FOR_EVER_NS)
+        self._wire_free_ns = on_wire_ns = on_wire_ns + round((length + reckoned_bytes) * speed.ns_per_byte)
         if self.piece_bytes:
-            pieces = [data[first : first + self.piece_bytes] for first in range(0, len(data), self.piece_bytes)]
-            self.piece_bytes = 0
+            self._put_pieces(data, on_wire_ns)
+        else:
+            scheduler.arrive_at(self._arrival_ns(on_wire_ns), self._deliver, (data, length, posted, content))
+        return on_wire_ns
+
+    def _put_pieces(self, data: bytes, on_wire_ns: int) -> None:
+        pieces = [data[first : first + self.piece_bytes] for first in range(0, len(data), self.piece_bytes)]
+        self.piece_bytes = 0
         for number, piece in enumerate(pieces):
-            self._arrive(self._wire_free_ns + number, piece)
-        return self._wire_free_ns
+            arrival_ns = self._arrival_ns(on_wire_ns + number)
+            self.scheduler.arrive_at(arrival_ns, self._deliver, (piece, len(piece), None, b""))
 
     def end(self) -> None:
         if not self._closed:
             self._closed = True
             if not self.severed:
-                self._arrive(max(self.scheduler.now_ns, self._wire_free_ns), None)
+                arrival_ns = self._arrival_ns(max(self.scheduler.now_ns, self._wire_free_ns))
+                self.scheduler.arrive_at(arrival_ns, self._deliver, _THE_END)
 
     def hold(self, ns: int) -> None:
         self._held_until_ns = max(self._held_until_ns, self.scheduler.now_ns + ns)
@@ -106,24 +137,62 @@ class Pipe:
         self.was_reset = True
         self.news.give()
 
-    def _arrive(self, on_wire_ns: int, data: bytes | None) -> None:
-        when_ns = max(on_wire_ns, self._held_until_ns) + self.speed.latency_ns
+    def _arrival_ns(self, when_ns: int) -> int:
+        """When arrives what is on the wire then; never before what was sent earlier."""
+        if self._held_until_ns > when_ns:
+            when_ns = self._held_until_ns
+        when_ns += self.speed.latency_ns
         if self.jitter_ns is not None:
             when_ns += self.jitter_ns()
-        self._last_arrival_ns = when_ns = max(when_ns, self._last_arrival_ns)
-        self.scheduler.at(when_ns, lambda: self._deliver(data))
+        if self._last_arrival_ns > when_ns:
+            when_ns = self._last_arrival_ns
+        self._last_arrival_ns = when_ns
+        return when_ns
 
-    def _deliver(self, data: bytes | None) -> None:
+    def _deliver(self, parcel: Parcel) -> None:
         if self.was_reset or self.severed:
             return
         if self._held_until_ns > self.scheduler.now_ns:  # held while it was under way
-            self.scheduler.at(self._held_until_ns, lambda: self._deliver(data))
+            self.scheduler.arrive_at(self._held_until_ns, self._deliver, parcel)
             return
-        if data is None:
+        if parcel is _THE_END:
             self.is_over = True
-        else:
-            self.arrived += data
-        self.news.give()
+        elif parcel[1]:
+            self.parcels.append(parcel)
+            self.arrived_bytes += parcel[1]
+        if self.news.waiting:
+            self.news.give()
+
+    # What the reader takes
+
+    def take_message(self, *, opens: bool) -> Posted | None:
+        """The frame that comes next and what it says, if nothing was done to it; None if its bytes must be read.
+
+        `opens` says that the preface has not been read yet; it must be there exactly then.
+        """
+        data, length, posted, content = self.parcels[0]
+        if posted is None or (opens and not data.startswith(frames.PREFACE)):
+            return None
+        self.parcels.popleft()
+        if content:
+            self.parcels.appendleft((content, len(content), None, b""))
+            length -= len(content)
+        self.arrived_bytes -= length
+        return posted
+
+    def take(self, length: int) -> bytes:
+        """The next bytes, which must have arrived."""
+        self.arrived_bytes -= length
+        parcels = self.parcels
+        taken = []
+        while length > 0:
+            data, size, _, _ = parcels.popleft()
+            if size > length:
+                parcels.appendleft((data[length:], size - length, None, b""))
+                data = data[:length]
+            length -= size
+            taken.append(data)
+        return b"".join(taken)
 
 
 @attrs.define(eq=False)
@@ -183,13 +252,16 @@ class SimulatedLink:
         self, life: "Life", role: Role, connection: Connection, deadlines: Deadlines, hooks: Hooks, scheduler: Scheduler
     ) -> None:
         self.life, self.role, self.connection = life, role, connection
-        self.side, self.peer_side = role.value, role.peer.value
+        self.peer = role.peer
+        self.side, self.peer_side = role.value, self.peer.value
         self.conversation = Conversation()
-        self.outgoing, self.incoming = connection.pipes[role], connection.pipes[role.peer]
+        self.outgoing, self.incoming = connection.pipes[role], connection.pipes[self.peer]
         self._deadlines, self._hooks, self._scheduler = deadlines, hooks, scheduler
+        self._frame_ns = round(deadlines.frame_s * NS_PER_S)
+        self._farewell_ns = round(deadlines.farewell_s * NS_PER_S)
         self._preface_heard = self._preface_sent = False
-        self._ram_bytes = 0
-        self._phase_ends_ns = self._allowed_until(Phase.HELLO)
+        self._allowed_ns = allowances(deadlines, 0)
+        self._phase_ends_ns = scheduler.now_ns + self._allowed_ns[Phase.HELLO]
         self._opening: Message | None = None
 
     # The port that engines await
@@ -198,28 +270,83 @@ class SimulatedLink:
     def transcript(self) -> int:
         return self.conversation.transcript
 
-    async def send(self, message: Message) -> None:
-        await self._send(message, b"", self._deadlines.frame_s)
+    async def send(self, message: Message, content: bytes = b"", reckoned_bytes: int = 0) -> None:
+        """As `Link.send`; `content` follows the frame, and so do bytes that only take their time."""
+        life, incoming, conversation = self.life, self.incoming, self.conversation
+        life.check()
+        if incoming.parcels or incoming.is_over or incoming.was_reset:
+            await self._look_for_failure(message)
+        phase, phase_ends_ns = conversation.phase, self._phase_ends_ns
+        try:
+            posted = post(message)
+            conversation.advance(self.role, message)
+        except (OutOfTurn, ValueError) as error:
+            raise LocalProtocolError(str(error)) from error
+        conversation.note(posted.head)
+        if conversation.phase is not phase:
+            self._enter(message)
+        data = posted.frame
+        if not self._preface_sent:
+            self._preface_sent = True
+            data = frames.PREFACE + data
+        if content:
+            data += content
+        changed = self._hooks.sending(self, message, data)
+        intact = posted if changed is data and posted.read_as is not None else None
+        on_wire_ns = self.outgoing.put(changed, intact, content, reckoned_bytes=reckoned_bytes)
+        size, now_ns = len(changed) + reckoned_bytes, self._scheduler.now_ns
+        if life.world.traced:
+            life.world.say(life.node.name, lambda: f"sends {short(message)}, {size} bytes")
+        if size > SOCKET_BUFFER and on_wire_ns > now_ns:
+            limit_ns = now_ns + (self._farewell_ns if message.__class__ is Failure else self._frame_ns)
+            await self._until_on_wire(on_wire_ns, min(limit_ns, phase_ends_ns))
+        self._hooks.sent(self, message)
 
-    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-        await self._send(batch, bytes(content), self._deadlines.frame_s)
+    def send_ram(self, batch: RamContent, content: memoryview) -> Coroutine[Any, Any, None]:
+        return self.send(batch, bytes(content))
 
-    async def send_reckoned(self, batch: RamContent, content_bytes: int) -> None:
+    def send_reckoned(self, batch: RamContent, content_bytes: int) -> Coroutine[Any, Any, None]:
         """Send a batch whose contents are not there, and only take their time."""
-        await self._send(batch, b"", self._deadlines.frame_s, content_bytes)
+        return self.send(batch, b"", content_bytes)
 
-    async def receive(self) -> Message:
-        self.life.check()
-        if self._opening is not None:
+    async def receive(self, *, opening: bool = False) -> Message:
+        """As `Link.receive`; without the process having a part in it if it is the `opening`, which the daemon hears."""
+        message = None
+        if not opening:
+            self.life.check()
             message, self._opening = self._opening, None
-        else:
-            message = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
-        self._hooks.received(self, message)
+        if message is None:
+            incoming, conversation = self.incoming, self.conversation
+            limit_ns = self._limit_ns(self._frame_ns)
+            if not incoming.parcels:
+                is_stuck = incoming.is_over or incoming.was_reset or not self._scheduler.let_arrive(limit_ns)
+                if is_stuck or not incoming.parcels:
+                    await self._until_arrived(1, limit_ns)
+            posted = incoming.take_message(opens=not self._preface_heard)
+            if posted is None:
+                head, message = await self._read_message(limit_ns)
+            else:
+                head, message = posted.head, posted.read_as
+            assert message is not None, "else its bytes are read"
+            self._preface_heard = True
+            phase = conversation.phase
+            try:
+                conversation.advance(self.peer, message)
+            except OutOfTurn as error:
+                raise RemoteProtocolError(f"the {self.peer} sent {error}") from None
+            conversation.note(head)
+            if conversation.phase is not phase:
+                self._enter(message)
+            if isinstance(message, Failure):
+                self._hooks.hears_failure(self, message)
+                raise PeerFailed(self.peer.value, message.phase or phase.value, message.error, message.message)
+        if not opening:
+            self._hooks.received(self, message)
         return message
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         self.life.check()
-        limit_ns = self._limit_ns(self._deadlines.frame_s)
+        limit_ns = self._limit_ns(self._frame_ns)
         for buffer in buffers:
             buffer[:] = await self._read(len(buffer), limit_ns)
 
@@ -230,7 +357,7 @@ class SimulatedLink:
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`."""
-        self._opening = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
+        self._opening = await self.receive(opening=True)
 
     def close(self) -> None:
         """What was said still arrives."""
@@ -238,70 +365,27 @@ class SimulatedLink:
 
     # Moving bytes
 
-    async def _send(self, message: Message, content: bytes, limit_s: float, reckoned_bytes: int = 0) -> None:
-        self.life.check()
-        if isinstance(message, Failure):
-            limit_s = self._deadlines.farewell_s
-        else:
-            await self._look_for_failure()
-        limit_ns = self._limit_ns(limit_s)
-        data = self._encode(message) + content
-        data = self._hooks.sending(self, message, data)
-        on_wire_ns = self.outgoing.put(data, reckoned_bytes)
-        size = len(data) + reckoned_bytes
-        self.life.world.say(self.life.node.name, lambda: f"sends {short(message)}, {size} bytes")
-        if on_wire_ns > self._scheduler.now_ns and size > SOCKET_BUFFER:
-            await self._until_on_wire(on_wire_ns, limit_ns)
-        self._hooks.sent(self, message)
-
     async def _until_on_wire(self, when_ns: int, limit_ns: int) -> None:
         until_ns = min(when_ns, limit_ns)
-        while self._scheduler.now_ns < until_ns:  # what was sent before arrives meanwhile, and is news too
-            await Wait(self.outgoing.news, until_ns)
-            if self.outgoing.was_reset:
-                raise self._lost("the connection was reset")
+        if not self._scheduler.pass_until(until_ns):
+            while self._scheduler.now_ns < until_ns:  # what was sent before arrives meanwhile, and is news too
+                await Wait(self.outgoing.news, until_ns)
+                if self.outgoing.was_reset:
+                    raise self._lost("the connection was reset")
         if when_ns > limit_ns:
             raise self._late("sending")
 
-    async def _look_for_failure(self) -> None:
+    async def _look_for_failure(self, message: Message) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        while self._preface_heard and self.conversation.phase is not Phase.ENDED:
-            if not (self.incoming.arrived or self.incoming.is_over or self.incoming.was_reset):
-                return
-            heard = self._understand(*await self._read_message(self._limit_ns(self._deadlines.frame_s)))
-            raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
+        if message.__class__ is not Failure and self._preface_heard and self.conversation.phase is not Phase.ENDED:
+            heard = await self.receive(opening=True)
+            raise RemoteProtocolError(f"the {self.peer} sent {type(heard).__name__} while it was our turn")
 
-    def _encode(self, message: Message) -> bytes:
-        try:
-            data = encode(message)
-            self._advance(self.role, message)
-        except (OutOfTurn, ValueError) as error:
-            raise LocalProtocolError(str(error)) from error
-        self.conversation.note(data[: frames.HEADER.size])
-        if not self._preface_sent:
-            self._preface_sent = True
-            data = frames.PREFACE + data
-        return data
-
-    def _understand(self, head: bytes, message: Message) -> Message:
-        phase = self.conversation.phase
-        try:
-            self._advance(self.role.peer, message)
-        except OutOfTurn as error:
-            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
-        self.conversation.note(head)
-        if isinstance(message, Failure):
-            self._hooks.hears_failure(self, message)
-            raise PeerFailed(self.role.peer.value, message.phase or phase.value, message.error, message.message)
-        return message
-
-    def _advance(self, sender: Role, message: Message) -> None:
-        before = self.conversation.phase
-        self.conversation.advance(sender, message)
+    def _enter(self, message: Message) -> None:
+        """The conversation is in another phase since `message`."""
         if isinstance(message, Preamble):
-            self._ram_bytes = sum(extent.length for extent in message.ram)
-        if self.conversation.phase is not before:
-            self._phase_ends_ns = self._allowed_until(self.conversation.phase)
+            self._allowed_ns = allowances(self._deadlines, sum(extent.length for extent in message.ram))
+        self._phase_ends_ns = self._scheduler.now_ns + self._allowed_ns[self.conversation.phase]
 
     async def _read_message(self, limit_ns: int) -> tuple[bytes, Message]:
         """The next message, and the header that it had."""
@@ -317,34 +401,48 @@ class SimulatedLink:
             frames.check_body(header, body)
 
     async def _read(self, length: int, limit_ns: int) -> bytes:
-        arrived = self.incoming.arrived
-        while len(arrived) < length:
-            if self.incoming.was_reset:
+        if self.incoming.arrived_bytes < length:
+            await self._until_arrived(length, limit_ns)
+        return self.incoming.take(length)
+
+    async def _until_arrived(self, length: int, limit_ns: int) -> None:
+        incoming = self.incoming
+        while incoming.arrived_bytes < length:
+            if incoming.was_reset:
                 raise self._lost("connection reset by peer")
-            if self.incoming.is_over:
-                raise self._lost(f"the {self.role.peer} closed the connection")
-            if not await Wait(self.incoming.news, limit_ns):
+            if incoming.is_over:
+                raise self._lost(f"the {self.peer} closed the connection")
+            if not self._scheduler.let_arrive(limit_ns) and not await Wait(incoming.news, limit_ns):
                 raise self._late("waiting for the peer")
-        data = bytes(arrived[:length])
-        del arrived[:length]
-        return data
 
     # Time limits, and what is said of them
 
-    def _limit_ns(self, limit_s: float) -> int:
-        return min(self._scheduler.now_ns + round(limit_s * NS_PER_S), self._phase_ends_ns)
-
-    def _allowed_until(self, phase: Phase) -> int:
-        return self._scheduler.now_ns + round(self._deadlines.allowance_s(phase, self._ram_bytes) * NS_PER_S)
+    def _limit_ns(self, ns: int) -> int:
+        """When something that may take `ns` must be over."""
+        limit_ns = self._scheduler.now_ns + ns
+        return limit_ns if limit_ns < self._phase_ends_ns else self._phase_ends_ns
 
     def _lost(self, what: str) -> TransportLost:
         return TransportLost(f"connection lost in phase {self.conversation.phase.value!r}: {what}")
 
     def _late(self, doing: str) -> DeadlineExpired:
         return DeadlineExpired(
-            f"the {self.role.peer} was silent or too slow in phase {self.conversation.phase.value!r}, {doing}: its "
+            f"the {self.peer} was silent or too slow in phase {self.conversation.phase.value!r}, {doing}: its "
             "time is up"
         )
+
+
+_ALLOWANCES: Final[dict[tuple[int, int], tuple[Deadlines, dict[Phase, int]]]] = {}
+
+
+def allowances(deadlines: Deadlines, ram_bytes: int) -> dict[Phase, int]:
+    """How long each phase may last, in ns, for a machine of `ram_bytes`; worked out once for the same deadlines."""
+    key = (id(deadlines), ram_bytes)
+    known = _ALLOWANCES.get(key)
+    if known is None:
+        allowed_ns = {phase: round(deadlines.allowance_s(phase, ram_bytes) * NS_PER_S) for phase in Phase}
+        known = _ALLOWANCES[key] = (deadlines, allowed_ns)
+    return known[1]
 
 
 def short(message: Message) -> str:

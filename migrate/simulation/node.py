@@ -97,11 +97,13 @@ class Life:
     journal: SimulatedJournal = attrs.field(init=False)
     fence: SimulatedFence | None = attrs.field(init=False)
     side: Role = attrs.field(init=False)
+    side_name: str = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.journal = SimulatedJournal(self, self.node.disk)
         self.fence = None if self.world.storage is None else SimulatedFence(self, self.world.storage)
         self.side = self.node.role
+        self.side_name = self.side.value
 
     def check(self) -> None:
         """Raises Killed if this process is dead."""

@@ -13,14 +13,21 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
+import attrs
+import numpy as np
+
 from migrate import payloads
-from migrate.engine import image, negotiation, source, target
+from migrate.engine import image, negotiation, payload_choice, ram, runs, source, target
+from migrate.errors import RemoteProtocolError
 from migrate.protocol import frames
 from migrate.protocol.messages import Message
+from migrate.simulation import machines
+from migrate.simulation.machines import LightMachine
 from migrate.specs import digest
 from migrate.specs.offer import Variant, Withheld, offer
 from migrate.specs.version import SpecVersion
 from sim_vmm.devices import places
+from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import conversions
 from sim_vmm.spec import Spec
 
@@ -40,7 +47,50 @@ def decode(head: bytes, body: bytes) -> Message:
     return frames.decode_body(frames.decode_header(head), body)
 
 
-class _ByIdentity:
+@attrs.frozen(eq=False)
+class Posted:
+    """The frame of a message, its header, and what its bytes are read as; None if a reader refuses them."""
+
+    frame: bytes
+    head: bytes
+    read_as: Message | None
+
+
+_POSTED: Final[dict[int, tuple[Message, Posted]]] = {}
+"""By the identity of messages, which are kept, so that no other gets theirs."""
+
+
+def post(message: Message) -> Posted:
+    """What becomes of `message` on an undisturbed way.
+
+    Raises:
+        ValueError: see `frames.encode_frame`.
+    """
+    known = _POSTED.get(id(message))
+    return _post(message) if known is None or known[0] is not message else known[1]
+
+
+@lru_cache(REMEMBERED_MAX)
+def _post(message: Message) -> Posted:
+    frame = encode(message)
+    head, body = frame[: frames.HEADER.size], frame[frames.HEADER.size :]
+    try:
+        posted = Posted(frame, head, decode(head, body))
+    except RemoteProtocolError:
+        return Posted(frame, head, None)
+    if len(_POSTED) > REMEMBERED_MAX:
+        _POSTED.clear()
+    for same in (message, posted.read_as):
+        if same == message:
+            _POSTED[id(same)] = (same, posted)
+    return posted
+
+
+def _frame_of(message: Message) -> bytes:
+    return post(message).frame
+
+
+class ByIdentity:
     """The answers of a function to the very same objects, which are kept, so that no other gets their identity."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -57,6 +107,43 @@ class _ByIdentity:
         return known[1]
 
 
+class _OfDevices:
+    """The answers of a function of a machine that looks at its making and at the states of its devices only."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._answers: dict[tuple[int, ...], tuple[object, Any]] = {}
+
+    def __call__(self, machine: Any, *others: Any) -> Any:
+        if type(machine) is not LightMachine:
+            return self._function(machine, *others)
+        made_of = (*others, machine.spec, machine.birth, *machine.states)
+        key = (machine.memory.page_count, *map(id, made_of))
+        known = self._answers.get(key)
+        if known is None:
+            if len(self._answers) > REMEMBERED_MAX:
+                self._answers.clear()
+            known = self._answers[key] = (made_of, self._function(machine, *others))
+        return known[1]
+
+
+class _OfPages:
+    """The answers of a function of RAM's layout and of something else, which `key` tells from others."""
+
+    def __init__(self, function: Callable[..., Any], key: Callable[[Any], Any]) -> None:
+        self._function, self._key = function, key
+        self._answers: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, memory: GuestMemory, asked: Any, *others: Any) -> Any:
+        key = (memory.page_count, self._key(asked), *others)
+        known = self._answers.get(key)
+        if known is None:
+            if len(self._answers) > REMEMBERED_MAX:
+                self._answers.clear()
+            known = self._answers[key] = self._function(memory, asked, *others)
+        return known
+
+
 class _Offers:
     """`offer`, for specs of which there are few."""
 
@@ -71,7 +158,7 @@ class _Offers:
 
 
 def _judge_remembered(judge: Callable[..., Any]) -> Callable[..., Any]:
-    without_replacements = _ByIdentity(lambda preamble, release: judge(preamble, release, {}))
+    without_replacements = ByIdentity(lambda preamble, release: judge(preamble, release, {}))
 
     def remembered(preamble: Any, release: Any, replacements: Any) -> Any:
         if replacements:
@@ -90,10 +177,21 @@ def remembering() -> Iterator[None]:
     """Let the engines' pure functions remember their answers inside the block."""
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
         (negotiation, "offer", _Offers()),
-        (negotiation, "spec_digest", _ByIdentity(digest.spec_digest)),
+        (negotiation, "spec_digest", ByIdentity(digest.spec_digest)),
         (source, "encode_payload", lru_cache(REMEMBERED_MAX)(payloads.encode_payload)),
-        (source, "encode_frame", encode),
-        (frames, "encode_frame", encode),
+        (source, "encode_frame", _frame_of),
+        (frames, "encode_frame", _frame_of),
+        (source, "preamble_of", _OfDevices(negotiation.preamble_of)),
+        (source, "not_representable", _OfDevices(lambda *asked: tuple(payload_choice.not_representable(*asked)))),
+        (source, "common_versions", ByIdentity(payload_choice.common_versions)),
+        (source, "chooser", ByIdentity(payload_choice.chooser)),
+        (source, "device_message", ByIdentity(source.device_message)),
+        (machines, "expressed", ByIdentity(machines.expressed)),
+        (target, "read_device", ByIdentity(image.read_device)),
+        (image, "read_device", ByIdentity(image.read_device)),
+        (image, "frames_in", lru_cache(REMEMBERED_MAX)(image.frames_in)),
+        (ram, "pack", _OfPages(runs.pack, np.ndarray.tobytes)),
+        (ram, "unpack", _OfPages(runs.unpack, bytes)),
         (target, "judge", _judge_remembered(negotiation.judge)),
         (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
         (target, "warm_up_payloads", _already_warm),

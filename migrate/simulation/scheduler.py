@@ -5,6 +5,9 @@ given, or when its time is up, whichever comes first.  Time passes only while no
 the earliest timer.  Whatever becomes ready at one instant runs in the order in which it became so, so that nothing
 depends on the real clock, on hashes or on chance.
 
+A task that is about to wait may look first whether time passes for it alone (`pass_until`), or whether an arrival is
+all that comes next (`let_arrive`): then it goes on at once.  That is the same, without the way to the loop and back.
+
 Every task belongs to an owner, a node.  `kill` ends all of an owner's tasks where they stand, as kill -9 does: what
 they would still do on their way out must fail at the ports, which know that their process is dead (`Killed`).
 `freeze` stops an owner's tasks between two steps, until `thaw`, while time goes on for everybody else.
@@ -27,19 +30,19 @@ class Killed(BaseException):
 class Signal:
     """Something to wait for; it remembers nothing: only who waits already is woken."""
 
-    __slots__ = ("_scheduler", "_waiting")
+    __slots__ = ("_scheduler", "waiting")
 
     def __init__(self, scheduler: "Scheduler") -> None:
         self._scheduler = scheduler
-        self._waiting: list[tuple[Task, int]] = []
+        self.waiting: list[tuple[Task, int]] = []
 
     def give(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for task, ticket in waiting:
             self._scheduler.wake(task, ticket, signalled=True)
 
     def add(self, task: "Task") -> None:
-        self._waiting.append((task, task.ticket))
+        self.waiting.append((task, task.ticket))
 
 
 class Wait:
@@ -70,8 +73,10 @@ class Scheduler:
 
     now_ns: int = 0
     steps: int = 0
+    _steps_max: int = 0
     _ready: deque[tuple[Task, bool]] = attrs.field(factory=deque)
-    _timers: list[tuple[int, int, Task | None, Any]] = attrs.field(factory=list)
+    _timers: list[tuple[int, int, Any, Any]] = attrs.field(factory=list)
+    """When, a running number, and what: a task and its ticket, a call and None, or an arrival and what arrives."""
     _numbers: int = 0
     _tasks: dict[str, list[Task]] = attrs.field(factory=dict)
     _frozen: dict[str, list[tuple[Task, bool]]] = attrs.field(factory=dict)
@@ -84,10 +89,48 @@ class Scheduler:
     def at(self, when_ns: int, call: Callable[[], None]) -> None:
         """Call `call` at that time, or at once if it is over."""
         self._numbers += 1
-        heapq.heappush(self._timers, (max(when_ns, self.now_ns), self._numbers, None, call))
+        heapq.heappush(self._timers, (max(when_ns, self.now_ns), self._numbers, call, None))
+
+    def arrive_at(self, when_ns: int, arrive: Callable[[Any], None], what: object) -> None:
+        """Call `arrive` with `what`, which is not None, at that time; it does nothing but give signals."""
+        self._numbers += 1
+        heapq.heappush(self._timers, (when_ns, self._numbers, arrive, what))
 
     async def sleep(self, ns: int) -> None:
-        await Wait(until_ns=self.now_ns + ns)
+        if not self.pass_until(self.now_ns + ns):
+            await Wait(until_ns=self.now_ns + ns)
+
+    def pass_until(self, until_ns: int) -> bool:
+        """Let time pass until then, if nothing else would happen meanwhile; whether it has passed."""
+        timers = self._timers
+        if self._ready or self._frozen or self.steps >= self._steps_max:
+            return False
+        while timers and timers[0][0] <= until_ns:
+            if not _is_stale(timers[0]):
+                return False
+            heapq.heappop(timers)
+        self.now_ns = max(until_ns, self.now_ns)
+        self.steps += 1
+        return True
+
+    def let_arrive(self, before_ns: int) -> bool:
+        """Let time pass up to the next event, if that is an arrival before `before_ns`, of whatever to whomever."""
+        timers = self._timers
+        if self._ready or self._frozen or self.steps >= self._steps_max:
+            return False
+        while timers and timers[0][0] < before_ns:
+            when_ns, _, arrive, what = timer = timers[0]
+            if what is None or arrive.__class__ is Task:
+                if not _is_stale(timer):
+                    return False
+                heapq.heappop(timers)
+                continue
+            heapq.heappop(timers)
+            self.now_ns = when_ns
+            self.steps += 1
+            arrive(what)
+            return True
+        return False
 
     def wake(self, task: Task, ticket: int, *, signalled: bool) -> None:
         """Let `task` go on, if it still waits for what that ticket stood for."""
@@ -113,6 +156,7 @@ class Scheduler:
 
     def run(self, steps_max: int) -> bool:
         """Run until nobody has anything left to do; False if that takes more than `steps_max` steps."""
+        self._steps_max = steps_max
         while self.steps < steps_max:
             if self._ready:
                 self._step(*self._ready.popleft())
@@ -123,14 +167,17 @@ class Scheduler:
         return False
 
     def _fire(self) -> None:
-        when_ns, _, task, what = heapq.heappop(self._timers)
-        if task is None:
+        when_ns, _, what, argument = heapq.heappop(self._timers)
+        if what.__class__ is not Task:
             self.now_ns = when_ns
             self.steps += 1
-            what()
-        elif task.ticket == what and not task.done:  # else it was woken before: no time has passed for that
+            if argument is None:
+                what()
+            else:
+                what(argument)
+        elif what.ticket == argument and not what.done:  # else it was woken before: no time has passed for that
             self.now_ns = when_ns
-            self.wake(task, what, signalled=False)
+            self.wake(what, argument, signalled=False)
 
     def _step(self, task: Task, signalled: bool) -> None:
         if task.done:
@@ -149,6 +196,12 @@ class Scheduler:
         if wait.until_ns is not None:
             self._numbers += 1
             heapq.heappush(self._timers, (max(wait.until_ns, self.now_ns), self._numbers, task, task.ticket))
+
+
+def _is_stale(timer: tuple[int, int, Any, Any]) -> bool:
+    """Whether it was for somebody who has been woken before, or is dead."""
+    _, _, task, ticket = timer
+    return task.__class__ is Task and (task.ticket != ticket or task.done)
 
 
 def _close(coroutine: Coroutine[Any, Any, Any]) -> None:

@@ -31,6 +31,7 @@ from migrate.simulation.hooks import NO_FAULTS, Hooks
 from migrate.simulation.machines import Foundry, LightMachines, step
 from migrate.simulation.network import Network, SimulatedLink, Speed
 from migrate.simulation.node import HostClocks, Life, Node
+from migrate.simulation.remembering import ByIdentity
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
 from migrate.simulation.storage import SharedStorage
 from sim_vmm.fence import Title
@@ -43,8 +44,14 @@ LINK_BACK_NS: Final = CALM_NS + 40 * NS_PER_S
 """When the link carries again in a world with a fence: one node has to run the machine by then."""
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
-ROUNDS_MIN: Final = 2
+POLICY: Final = PrecopyPolicy(rounds_min=2)
 """So that there is one whose pages were dirtied while the first was sent."""
+DEADLINES: Final = Deadlines()
+SPEED: Final = Speed()
+
+
+birth_on: Final = ByIdentity(lambda release: release.birth(VM_ID))
+"""What the machine of the world shows its guest; always the same object for the same release."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,13 +82,13 @@ class World:
     retries: int = 2
     traced: bool = False
     storage: SharedStorage | None = None
-    deadlines: Deadlines = attrs.field(factory=Deadlines)
-    policy: PrecopyPolicy = attrs.field(factory=lambda: PrecopyPolicy(rounds_min=ROUNDS_MIN))
+    deadlines: Deadlines = DEADLINES
+    policy: PrecopyPolicy = POLICY
     bandwidth: float | None = None
     ram: Ram = attrs.field(factory=MappedRam)
     program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
-    speed: Speed = attrs.field(factory=Speed)
+    speed: Speed = SPEED
     scheduler: Scheduler = attrs.field(factory=lambda: Scheduler(now_ns=5 * NS_PER_S))
     audits: Audits = attrs.field(factory=Audits)
     machines: list[Machine] = attrs.field(factory=list)
@@ -135,7 +142,7 @@ class World:
     def _bear(self) -> None:
         """The machine is born on the source, which owns it."""
         life = self.source.begin()
-        birth = self.release.birth(VM_ID)
+        birth = birth_on(self.release)
         life.have(life.make(self.spec, birth))
         content = self.source.disk.content
         record = Record(Holding.OWNER, 1, session=0 if self.storage is None else 1)
