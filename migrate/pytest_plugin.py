@@ -40,16 +40,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for a plan runs once for each plan of its marker."""
     if PLAN not in metafunc.fixturenames:
         return
-    wanted = [plan for marker in metafunc.definition.iter_markers(MARKER) for plan in marker.args]
+    test = metafunc.definition
+    wanted = [plan for marker in test.iter_markers(MARKER) for plan in marker.args]
     if not wanted:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid} asks for {PLAN}, and no {MARKER} mark says which")
+        raise pytest.Collector.CollectError(f"{test.nodeid} asks for {PLAN}, and no {MARKER} mark says which")
     from migrate.faults.plan import PlanError
     from migrate.testing import plans_from
 
     try:
-        plans = plans_from(*wanted, below=metafunc.definition.path.parent)
+        plans = plans_from(*wanted, below=test.path.parent)
     except PlanError as error:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
+        raise pytest.Collector.CollectError(f"{test.nodeid}: {error}") from None
     metafunc.parametrize(PLAN, plans.values(), ids=plans.keys())
 
 
@@ -58,9 +59,8 @@ def migration_spec(pytestconfig: pytest.Config) -> Path:
     """The spec file of the machine that migrates.  Override it to have another."""
     configured = pytestconfig.getini(SPEC)
     if not configured:
-        raise pytest.UsageError(
-            f"no machine to migrate: say {SPEC} = FILE in pytest's configuration, or override the fixture {SPEC}"
-        )
+        wanted = f"say {SPEC} = FILE in pytest's configuration, or override the fixture {SPEC}"
+        pytest.fail(f"no machine to migrate: {wanted}", pytrace=False)
     return pytestconfig.rootpath / str(configured)
 
 
