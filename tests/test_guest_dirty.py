@@ -89,6 +89,19 @@ def test_what_was_not_written_during_an_absence_is_not_made_up_for(machine: Mach
     assert state_of(machine).writes == 120
 
 
+def test_what_its_host_kept_it_from_writing_is_not_made_up_for(machine: Machine, host: ManualClock) -> None:
+    make_guest("dirty:1000p,1M").boot(machine)
+    machine.start()
+    for _ in range(50):  # 5 ms awake, 5 ms asleep
+        host.advance(5 * MS)
+        machine.stolen_ns += 5 * MS
+        run(machine, host, steps=1)
+    assert state_of(machine).writes == 250
+    machine.stolen_ns = 3 * MS  # another host, which counts for itself
+    run(machine, host, steps=2)
+    assert state_of(machine).writes == 260
+
+
 def test_a_rate_beyond_all_hosts_is_cut(machine: Machine, host: ManualClock) -> None:
     make_guest("dirty:100G,1M").boot(machine)
     machine.start()

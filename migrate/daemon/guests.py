@@ -1,6 +1,5 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from migrate.daemon.images import Image
 from migrate.daemon.wire import SocketWires, WireError
 from migrate.engine.ownership import StorageTaken
 from migrate.engine.ports import Pace
+from migrate.engine.rounds import NS_PER_S
 from migrate.engine.throttle import Rest
 from migrate.errors import MachineCreationFailed
 from migrate.reasons import sentence
@@ -135,13 +135,13 @@ class GuestRunner:
             with scope:
                 asleep = False
                 while True:
-                    began_ns = time.monotonic_ns()
+                    began = trio.current_time()
                     if not asleep:
                         self.program.step(self.machine)
                         self._steps += 1
                     self.machine.poll()
                     await trio.sleep(STEP_EVERY_S)
-                    asleep = self._let_rest(time.monotonic_ns() - began_ns, asleep)
+                    asleep = self._let_rest(trio.current_time() - began, asleep)
         except FenceError as error:
             self._fail(error)
         finally:
@@ -149,8 +149,9 @@ class GuestRunner:
             self.on_running(False)
             quiet.set()
 
-    def _let_rest(self, elapsed_ns: int, was_asleep: bool) -> bool:
+    def _let_rest(self, elapsed_s: float, was_asleep: bool) -> bool:
         """Whether the guest sleeps next, after it did or did not for a while."""
+        elapsed_ns = round(elapsed_s * NS_PER_S)
         self._running_ns += elapsed_ns
         if was_asleep:
             self.machine.stolen_ns += elapsed_ns
