@@ -68,7 +68,7 @@ class Driven:
                 yield kind()
 
     def states_with(self, replacing: Payload) -> list[DeviceState]:
-        """The state of every device, with one payload in place of the first of its kind, or added to the last device."""
+        """The state of every device, with a payload in place of the first of its kind, or else at the end."""
         states, kind, replaced = [], replacing.SCHEMA.kind, False
         for state in self.states:
             payloads = []

@@ -13,7 +13,12 @@ from migrate.protocol.messages import MESSAGES, RamBatch, RamContent, RamPages
 from tests.fuzzing.mutation import any_plain, encode_flawed, mutate_bytes, mutate_plain
 from tests.fuzzing.seeds import seeds
 
-STRANGERS: Final = (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n", PREFACE)
+STRANGERS: Final = (
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"SSH-2.0-x\r\n",
+    PREFACE,
+)
 
 
 @attrs.frozen
@@ -109,7 +114,9 @@ def _frame(rng: Random) -> bytes:
         case 2:
             kind = rng.choice((0, 6, 0x7FFF, 0x8000, 0x8001, 0xFFFF, rng.randrange(1 << 16)))
         case 3:
-            return HEADER.pack(kind, rng.choice((0, 0, 1, 0x8000)), rng.randrange(1 << 32), rng.randrange(1 << 64)) + rng.randbytes(9)
+            return HEADER.pack(
+                kind, rng.choice((0, 0, 1, 0x8000)), rng.randrange(1 << 32), rng.randrange(1 << 64)
+            ) + rng.randbytes(9)
         case 4:
             return rng.choice(STRANGERS) + rng.randbytes(rng.randrange(20))
         case 5:
