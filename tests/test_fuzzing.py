@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 
 from migrate import cbor
 from migrate.engine import source, target
-from migrate.engine.handoff import Act
+from migrate.engine.handoff import Act, on_prepare, on_ready
 from migrate.errors import RemoteProtocolError
 from migrate.protocol import frames
 from migrate.protocol.frames import HEADER, encode_frame, encode_raw
 from migrate.protocol.messages import MESSAGES, Message
 from migrate.simulation.remembering import remembering
+from migrate.specs import VERSIONS
+from sim_vmm.payloads import PAYLOADS
 from tests.fuzzing.conversations import Flags, converse_with_source, converse_with_target
 from tests.fuzzing.generation import damaged_body, inputs, segments_of
 from tests.fuzzing.limits import CPU_S_MAX, Finding, examine, peak_memory
 from tests.fuzzing.seeds import FINDINGS, findings, read_finding, seeds
-from tests.fuzzing.targets import TARGETS, fuzz_frame
+from tests.fuzzing.targets import SCHEMAS, TARGETS, fuzz_frame
 from tests.specimens import ANY_MESSAGE
 
 #: How many inputs of each target, in shares that can run side by side.
@@ -98,6 +100,12 @@ def test_most_generated_inputs_get_past_the_first_check() -> None:
     assert refused["checksum"] < 200
 
 
+def test_seeds_have_every_message_payload_and_spec_version() -> None:
+    assert {int.from_bytes(seed[:2], "big") for seed in seeds("frame")} == set(MESSAGES)
+    assert {SCHEMAS[seed[0]] for seed in seeds("payload")} == set(PAYLOADS)
+    assert {VERSIONS[seed[0]] for seed in seeds("spec")} == set(VERSIONS)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_seed_is_no_finding(name: str) -> None:
     assert len(seeds(name)) >= 2
@@ -153,7 +161,7 @@ def test_any_messages_may_follow_any_part_of_a_conversation(name: str, data: st.
 
 def test_an_error_of_another_class_is_a_finding() -> None:
     with pytest.raises(Finding, match="KeyError is no refusal: 'x'"):
-        examine(lambda: {}["x"], (ValueError,), size=1, memory_max=1 << 20)
+        examine(lambda: dict[str, int]()["x"], (ValueError,), size=1, memory_max=1 << 20)
     assert examine(lambda: int("x"), (ValueError,), size=1, memory_max=1 << 20) is None
     assert examine(lambda: int("7"), (ValueError,), size=1, memory_max=1 << 20) == 7
 
@@ -223,7 +231,7 @@ def _to_ready() -> bytes:
 
 def test_a_source_that_runs_what_it_gave_away_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert converse_with_source(_to_ready()).conversation.phase.value == "owned"
-    rule = source.on_ready
+    rule = on_ready
     monkeypatch.setattr(source, "on_ready", lambda *asked, **more: (*rule(*asked, **more), Act.RUN))
     with pytest.raises(Finding, match=r"the source holds C\(2\), and its machine is running"):
         converse_with_source(_to_ready())
@@ -241,7 +249,7 @@ def test_a_target_that_runs_without_having_been_given_the_machine_is_found(monke
     seed = seeds("target")[0]
     stream = seed[:1] + b"".join(segment.encode() for segment in segments_of(seed[1:])[:-2])
     converse_with_target(stream)
-    rule = target.on_prepare
+    rule = on_prepare
     monkeypatch.setattr(
         target, "on_prepare", lambda *asked, **more: (*rule(*asked, **more)[:1], Act.RUN, rule(*asked, **more)[-1])
     )
