@@ -31,6 +31,20 @@ WIDEST_CHARACTER: Final = 4
 
 PIECE_BYTES: Final = 1 << 14
 
+CUT_SHORT: Final = "the data ends inside an item"
+NOT_SHORTEST: Final = "an integer is not in its shortest form"
+
+
+@attrs.frozen(str=False)
+class CborError(Exception):
+    """Bytes are not the CBOR that we speak; `offset` is where that shows."""
+
+    message: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"at byte {self.offset}: {self.message}"
+
 
 @attrs.frozen(kw_only=True)
 class Budget:
@@ -43,6 +57,13 @@ class Budget:
 
     items: int
     memory: int
+
+    def check(self, items: int, memory: int, offset: int) -> None:
+        """Raise CborError unless so much may be spent on what lies before `offset`."""
+        if items > self.items:
+            raise CborError(f"more than {self.items} items", offset)
+        if memory > self.memory:
+            raise CborError(f"it would take more than {self.memory} bytes of memory", offset)
 
 
 DOCUMENT: Final = Budget(items=8_192, memory=16 * MEBIBYTE)
@@ -71,17 +92,6 @@ _FIRST_TEXT: Final = _TEXT << 5
 #: The length of the whole item, for first bytes of integers of 4 or 8 bytes; and the first half of what follows, which
 #: must not be all zero, or a shorter form would do.
 _LONG_INTEGERS: Final = {0x1A: (5, bytes(2)), 0x1B: (9, bytes(4)), 0x3A: (5, bytes(2)), 0x3B: (9, bytes(4))}
-
-
-@attrs.frozen(str=False)
-class CborError(Exception):
-    """Bytes are not the CBOR that we speak; `offset` is where that shows."""
-
-    message: str
-    offset: int
-
-    def __str__(self) -> str:
-        return f"at byte {self.offset}: {self.message}"
 
 
 def encode(plain: Any) -> bytes:
@@ -121,7 +131,7 @@ def _scan(data: bytes, budget: Budget) -> None:
             continue
         left -= 1
         if position >= size:
-            raise CborError("the data ends inside an item", position)
+            raise CborError(CUT_SHORT, position)
         first = data[position]
         short = _SHORT_ITEMS[first]
         if short:  # most items are: this branch and the next decide how fast the scan is
@@ -130,38 +140,26 @@ def _scan(data: bytes, budget: Budget) -> None:
                 memory += WIDEST_CHARACTER * short
             continue
         if first in _LONG_INTEGERS:
-            length, zeros = _LONG_INTEGERS[first]
-            if data.startswith(zeros, position + 1):
-                raise CborError("an integer is not in its shortest form", position)
-            position += length
+            position = _end_of_long_integer(data, first, position)
             continue
-        major, argument, position = _head(data, position, size)
+        major, follow, position = _head(data, position, size)
         if major in (_BYTES, _TEXT):
-            if argument > size - position:
-                raise CborError("the data ends inside a string", position)
-            is_narrow = major == _BYTES or _is_ascii(data, position, position + argument)
-            memory += argument if is_narrow else WIDEST_CHARACTER * argument
-            position += argument
+            is_narrow = major == _BYTES or _is_ascii(data, position, position + follow)
+            memory += follow if is_narrow else WIDEST_CHARACTER * follow
+            position += follow
         elif major in (_ARRAY, _MAP):
             if len(outer) >= DEPTH_MAX:
                 raise CborError(f"nested more than {DEPTH_MAX} levels deep", position)
-            inside = argument if major == _ARRAY else 2 * argument
-            if inside > size - position:  # each takes a byte at least
-                raise CborError("the data ends inside an item", position)
-            items += inside
-            memory += inside * ITEM_BYTES
+            items += follow
+            memory += follow * ITEM_BYTES
             outer.append(left)
-            left = inside
-        if items > budget.items:
-            raise CborError(f"more than {budget.items} items", position)
-        if memory > budget.memory:
-            raise CborError(f"it would take more than {budget.memory} bytes of memory", position)
+            left = follow
+        budget.check(items, memory, position)
+    budget.check(items, memory, position)
     if position > size:
-        raise CborError("the data ends inside an item", size)
+        raise CborError(CUT_SHORT, size)
     if position != size:
         raise CborError(f"{size - position} bytes follow the item", position)
-    if memory > budget.memory:
-        raise CborError(f"it would take more than {budget.memory} bytes of memory", position)
 
 
 def _is_ascii(data: bytes, start: int, end: int) -> bool:
@@ -169,25 +167,45 @@ def _is_ascii(data: bytes, start: int, end: int) -> bool:
     return all(data[piece : min(piece + PIECE_BYTES, end)].isascii() for piece in range(start, end, PIECE_BYTES))
 
 
+def _end_of_long_integer(data: bytes, first: int, position: int) -> int:
+    """May lie beyond the end of `data`."""
+    length, zeros = _LONG_INTEGERS[first]
+    if data.startswith(zeros, position + 1):
+        raise CborError(NOT_SHORTEST, position)
+    return position + length
+
+
 def _head(data: bytes, position: int, size: int) -> tuple[int, int, int]:
-    """Major type, argument and end of the item head at `position`."""
+    """Major type, how many bytes or items follow, and the end of the item head at `position`.
+
+    Of an integer, nothing follows.  What follows takes at least a byte each, and so many bytes there must be.
+    """
     first = data[position]
     major, argument = first >> 5, first & 0x1F
     if major == _TAG:
         raise CborError("tags are not allowed", position)
     if major == _SIMPLE:
-        if argument not in (_FALSE, _TRUE, _NULL):
-            raise CborError("only false, true and null are allowed, no floats or other simple values", position)
-        return major, 0, position + 1
-    if argument < 24:
-        return major, argument, position + 1
-    if argument not in _SHORTEST:
+        raise CborError("only false, true and null are allowed, no floats or other simple values", position)
+    end = position + 1
+    if argument >= _SHORT:
+        argument, end = _long_argument(data, argument, position, size)
+    if major in (_UNSIGNED, _NEGATIVE):
+        return major, 0, end
+    follow = 2 * argument if major == _MAP else argument
+    if follow > size - end:
+        raise CborError(CUT_SHORT, position)
+    return major, follow, end
+
+
+def _long_argument(data: bytes, information: int, position: int, size: int) -> tuple[int, int]:
+    """The argument in the bytes that follow the first of the head at `position`, and where they end."""
+    if information not in _SHORTEST:
         raise CborError("indefinite lengths are not allowed", position)
-    length, least = _SHORTEST[argument]
+    length, least = _SHORTEST[information]
     end = position + 1 + length
     if end > size:
-        raise CborError("the data ends inside an item", position)
+        raise CborError(CUT_SHORT, position)
     value = int.from_bytes(data[position + 1 : end], "big")
     if value < least:
-        raise CborError("an integer is not in its shortest form", position)
-    return major, value, end
+        raise CborError(NOT_SHORTEST, position)
+    return value, end

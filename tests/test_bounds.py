@@ -38,15 +38,15 @@ from tests.specimens import CACHE
 
 WIDE = "\U0001f5a5"
 REFUSING_BYTES: Final = 64 * KIBIBYTE
-"""What a refusal may take: an exception, its traceback, a line of text, and pieces of long texts that were looked at."""
+"""What a refusal may take: an exception, its traceback, a line, and pieces of the long texts that were looked at."""
 
 
 #: What a body announces, in which frame, and how it is refused.
 ANNOUNCED: list[tuple[str, type[Message], bytes, str]] = [
     ("a list of 2^64-1", Ready, b"\x9b" + b"\xff" * 8, "the data ends inside an item"),
     ("a map of 2^64-1", Ready, b"\xbb" + b"\xff" * 8, "the data ends inside an item"),
-    ("bytes of 2^64-1", Ready, b"\x5b" + b"\xff" * 8, "the data ends inside a string"),
-    ("text of 2^64-1", Ready, b"\x7b" + b"\xff" * 8, "the data ends inside a string"),
+    ("bytes of 2^64-1", Ready, b"\x5b" + b"\xff" * 8, "the data ends inside an item"),
+    ("text of 2^64-1", Ready, b"\x7b" + b"\xff" * 8, "the data ends inside an item"),
     ("one item more than there are bytes", Accept, b"\x99\x01\x00" + b"\x80" * 255, "the data ends inside an item"),
     ("one item too many", Preamble, b"\x99\x40\x00" + b"\x00" * ITEMS_MAX, f"more than {ITEMS_MAX} items"),
     ("a million items", Preamble, b"\x9a\x00\x0f\x42\x40" + b"\x80" * 1_000_000, f"more than {ITEMS_MAX} items"),
@@ -58,8 +58,18 @@ ANNOUNCED: list[tuple[str, type[Message], bytes, str]] = [
     ("small frame, many maps", Ready, b"\x99\x03\xfd" + b"\xa0" * 1021, "would take more than 67584 bytes"),
     ("64 KiB of lists", Accept, b"\x99\x3f\xfe" + b"\x80" * 0x3FFE, "would take more than 196608 bytes"),
     ("64 KiB of wide text", Accept, cbor.encode("a" * 60_000 + WIDE), "would take more than 196608 bytes"),
-    ("8 MiB of wide text", Preamble, cbor.encode("a" * (8 * MEBIBYTE - 9) + WIDE), "would take more than 16842752 bytes"),
-    ("8 MiB of wide text, in parts", DeviceState, cbor.encode(["é" * 4096] * 1000), "would take more than 16842752 bytes"),
+    (
+        "8 MiB of wide text",
+        Preamble,
+        cbor.encode("a" * (8 * MEBIBYTE - 9) + WIDE),
+        "would take more than 16842752 bytes",
+    ),
+    (
+        "8 MiB of wide text, in parts",
+        DeviceState,
+        cbor.encode(["é" * 4096] * 1000),
+        "would take more than 16842752 bytes",
+    ),
     ("a tag in place of a bignum", Ready, b"\xc2\x5a\x00\x10\x00\x00", "tags are not allowed"),
     ("an endless list", Ready, b"\x9f" + b"\x00" * 1000, "indefinite lengths are not allowed"),
     ("an endless text", Ready, b"\x7f" + b"\x61a" * 400, "indefinite lengths are not allowed"),

@@ -121,7 +121,7 @@ def test_the_longest_failure_fits_its_frame() -> None:
 @pytest.mark.parametrize("with_content", [0, 1, 2048, 4095, 4096])
 def test_the_largest_batch_fits_its_frame(with_content: int) -> None:
     extent = {"gpa": 2**64 - 4096, "length": 2**64 - 4096}
-    plain = {
+    plain: dict[str, Any] = {
         "round": 2**32 - 1,
         "extents": [extent] * with_content,
         "zero": [extent] * (4096 - with_content),

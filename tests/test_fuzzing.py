@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 
 from migrate import cbor
 from migrate.engine import source, target
-from migrate.engine.handoff import Act
+from migrate.engine.handoff import Act, on_prepare, on_ready
 from migrate.errors import RemoteProtocolError
 from migrate.protocol import frames
 from migrate.protocol.frames import HEADER, encode_frame, encode_raw
 from migrate.protocol.messages import MESSAGES, Message
 from migrate.simulation.remembering import remembering
+from migrate.specs import VERSIONS
+from sim_vmm.payloads import PAYLOADS
 from tests.fuzzing.conversations import Flags, converse_with_source, converse_with_target
 from tests.fuzzing.generation import damaged_body, inputs, segments_of
 from tests.fuzzing.limits import CPU_S_MAX, Finding, examine, peak_memory
 from tests.fuzzing.seeds import FINDINGS, findings, read_finding, seeds
-from tests.fuzzing.targets import TARGETS, fuzz_frame
+from tests.fuzzing.targets import SCHEMAS, TARGETS, fuzz_frame
 from tests.specimens import ANY_MESSAGE
 
 #: How many inputs of each target, in shares that can run side by side.
@@ -88,11 +90,20 @@ def test_most_generated_inputs_get_past_the_first_check() -> None:
                 frames.decode_body(header, data[HEADER.size :])
                 accepted += 1
         except RemoteProtocolError as error:
-            kind = next((word for word in ("checksum", "at byte", "unknown mandatory", "announces") if word in str(error)), "shape")
+            kind = next(
+                (word for word in ("checksum", "at byte", "unknown mandatory", "announces") if word in str(error)),
+                "shape",
+            )
             refused[kind] = refused.get(kind, 0) + 1
     assert accepted > 100
     assert refused["shape"] > 500 < refused["at byte"] + 200
     assert refused["checksum"] < 200
+
+
+def test_seeds_have_every_message_payload_and_spec_version() -> None:
+    assert {int.from_bytes(seed[:2], "big") for seed in seeds("frame")} == set(MESSAGES)
+    assert {SCHEMAS[seed[0]] for seed in seeds("payload")} == set(PAYLOADS)
+    assert {VERSIONS[seed[0]] for seed in seeds("spec")} == set(VERSIONS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -150,7 +161,7 @@ def test_any_messages_may_follow_any_part_of_a_conversation(name: str, data: st.
 
 def test_an_error_of_another_class_is_a_finding() -> None:
     with pytest.raises(Finding, match="KeyError is no refusal: 'x'"):
-        examine(lambda: {}["x"], (ValueError,), size=1, memory_max=1 << 20)
+        examine(lambda: dict[str, int]()["x"], (ValueError,), size=1, memory_max=1 << 20)
     assert examine(lambda: int("x"), (ValueError,), size=1, memory_max=1 << 20) is None
     assert examine(lambda: int("7"), (ValueError,), size=1, memory_max=1 << 20) == 7
 
@@ -199,8 +210,7 @@ def test_a_reader_that_looks_at_no_shape_is_found(monkeypatch: pytest.MonkeyPatc
     damaged = list(inputs("frame", 0, 200))
     monkeypatch.setattr(frames, "structure", lambda converter, plain, kind: kind(**plain))
     with pytest.raises(Finding, match="is no refusal"):
-        for data in damaged:
-            fuzz_frame(data)
+        any(map(fuzz_frame, damaged))
 
 
 def test_a_reader_without_budgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +219,7 @@ def test_a_reader_without_budgets_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(frames, "_BUDGETS", dict.fromkeys(MESSAGES, boundless))
     for path in findings("frame"):
         if path.name in ("large-accept-of-empty-lists.gz", "large-text-with-one-wide-character.gz"):
-            with pytest.raises(Finding, match="made us allocate|processor time"):
+            with pytest.raises(Finding, match=r"made us allocate|processor time"):
                 fuzz_frame(read_finding(path))
 
 
@@ -221,7 +231,7 @@ def _to_ready() -> bytes:
 
 def test_a_source_that_runs_what_it_gave_away_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert converse_with_source(_to_ready()).conversation.phase.value == "owned"
-    rule = source.on_ready
+    rule = on_ready
     monkeypatch.setattr(source, "on_ready", lambda *asked, **more: (*rule(*asked, **more), Act.RUN))
     with pytest.raises(Finding, match=r"the source holds C\(2\), and its machine is running"):
         converse_with_source(_to_ready())
@@ -239,8 +249,10 @@ def test_a_target_that_runs_without_having_been_given_the_machine_is_found(monke
     seed = seeds("target")[0]
     stream = seed[:1] + b"".join(segment.encode() for segment in segments_of(seed[1:])[:-2])
     converse_with_target(stream)
-    rule = target.on_prepare
-    monkeypatch.setattr(target, "on_prepare", lambda *asked, **more: (*rule(*asked, **more)[:1], Act.RUN, rule(*asked, **more)[-1]))
+    rule = on_prepare
+    monkeypatch.setattr(
+        target, "on_prepare", lambda *asked, **more: (*rule(*asked, **more)[:1], Act.RUN, rule(*asked, **more)[-1])
+    )
     with pytest.raises(Finding, match=r"an image is held, and the target holds R\(2\)"):
         converse_with_target(stream)
 
@@ -254,7 +266,7 @@ def test_a_target_that_leaves_its_machine_behind_is_found(monkeypatch: pytest.Mo
         """Discards nothing."""
 
     monkeypatch.setattr("tests.fuzzing.conversations.Host.discard", forget)
-    with pytest.raises(Finding, match="left .* behind"):
+    with pytest.raises(Finding, match=r"left .* behind"):
         converse_with_target(stream)
 
 

@@ -268,7 +268,7 @@ def test_ram_that_is_not_there_is_not_opened(ram_file: Path) -> None:
 def test_ram_that_cannot_be_made_leaves_no_file(ram_file: Path) -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     for memory_bytes in (1 << 62, 1 << 63, (2**64 - 1) * MIB):  # the last is what a spec can ask for
-        with pytest.raises(OSError, match="guest RAM|memory|large|Invalid"):
+        with pytest.raises(OSError, match=r"guest RAM|memory|large|Invalid"):
             GuestMemory.create(memory_bytes, ram_file)
     assert not ram_file.exists()
     GuestMemory.create(MIB, ram_file).close()

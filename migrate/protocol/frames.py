@@ -58,6 +58,7 @@ def _budget_of(kind: type[Message]) -> cbor.Budget:
     items = RAM_BATCH_ITEMS_MAX if kind is RamBatch else ITEMS_MAX
     return cbor.Budget(items=items, memory=memory_max(kind))
 
+
 _BUDGETS: Final = {number: _budget_of(kind) for number, kind in MESSAGES.items()}
 
 

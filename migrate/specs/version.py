@@ -8,7 +8,6 @@ did not survive, and `migrate.specs.offer` lets nothing out whose bytes do not g
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 import attrs
@@ -19,8 +18,15 @@ from migrate.specs.reading import ParseError
 from sim_vmm.spec import Board, Cpuid, SmbiosType1, Spec, build_spec
 from sim_vmm.spec.components import Component
 
-#: Of a class, which never changes: to work it out anew for every component of every spec would cost more than the rest.
-_hints_of = cache(get_type_hints)
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+
+
+def _hints_of(kind: type[Any]) -> dict[str, Any]:
+    """Its type hints, worked out once: for every component of every spec anew, that would cost more than the rest."""
+    hints = _HINTS.get(kind)
+    if hints is None:
+        hints = _HINTS[kind] = get_type_hints(kind)
+    return hints
 
 
 @attrs.frozen(kw_only=True)

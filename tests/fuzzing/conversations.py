@@ -9,10 +9,9 @@ and would keep a fuzzer from everything behind them.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import IntFlag
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import UUID
 
 import attrs
@@ -24,7 +23,14 @@ from migrate.engine.handoff import Holding, Record
 from migrate.engine.ownership import Hands, Ownership
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.engine.target import Arrived, ImageHeld, TargetPorts, TargetSettings, run_target, settle_image, tell_answer
-from migrate.errors import LocalProtocolError, MachineCreationFailed, MigrationError, PeerFailed, RemoteProtocolError, TransportLost
+from migrate.errors import (
+    LocalProtocolError,
+    MachineCreationFailed,
+    MigrationError,
+    PeerFailed,
+    RemoteProtocolError,
+    TransportLost,
+)
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn
 from migrate.protocol.messages import Failure, Message, RamContent, Role
@@ -34,9 +40,8 @@ from sim_vmm.clock import ManualClock
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
-from sim_vmm.spec import Spec
+from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort, VirtioNetworkBackend, VirtioNic
-from sim_vmm.spec import PciPath, SpecKey
 from tests.fuzzing.limits import CPU_S_MAX, Finding, check_time
 from tests.in_memory import SWITCH_OVER_ANYWAY
 from tests.machines import make_spec
@@ -326,7 +331,11 @@ def _receive(link: ScriptedLink, host: Host) -> None:
     left = [machine for machine in host.made if machine not in host.discarded]
     holding = host.journal.record.holding
     if isinstance(outcome, Arrived):
-        if holding is not Holding.OWNER or left != [outcome.machine] or outcome.machine.state is not MachineState.RUNNING:
+        if (
+            holding is not Holding.OWNER
+            or left != [outcome.machine]
+            or outcome.machine.state is not MachineState.RUNNING
+        ):
             raise Finding(f"arrived, and the target holds {host.journal.record} and {left}")
         _require(link, "Prepare", "Commit")
         look_at(outcome.machine)

@@ -15,7 +15,7 @@ from migrate.protocol.messages import Payload as PayloadMessage
 from migrate.protocol.messages import ServerState, TimeOfDay
 from sim_vmm.guest import StampGuest
 from sim_vmm.machine import DeviceState, Machine
-from sim_vmm.payloads import PAYLOADS, Payload, Schema
+from sim_vmm.payloads import Payload, Schema
 from sim_vmm.payloads.conversions import downgrade, versions_of
 from sim_vmm.snapshot import nonzero_pages
 from sim_vmm.spec import Spec
@@ -63,12 +63,9 @@ class Driven:
                     if schema not in seen:
                         seen.add(schema)
                         yield downgrade(payload, schema)
-        for schema, kind in PAYLOADS.items():
-            if schema not in seen:
-                yield kind()
 
     def states_with(self, replacing: Payload) -> list[DeviceState]:
-        """The state of every device, with one payload in place of the first of its kind, or added to the last device."""
+        """The state of every device, with a payload in place of the first of its kind, or else at the end."""
         states, kind, replaced = [], replacing.SCHEMA.kind, False
         for state in self.states:
             payloads = []

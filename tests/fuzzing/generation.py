@@ -13,7 +13,15 @@ from migrate.protocol.messages import MESSAGES, RamBatch, RamContent, RamPages
 from tests.fuzzing.mutation import any_plain, encode_flawed, mutate_bytes, mutate_plain
 from tests.fuzzing.seeds import seeds
 
-STRANGERS: Final = (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n", PREFACE)
+STRANGERS: Final = (
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"SSH-2.0-x\r\n",
+    PREFACE,
+)
+
+CHEAP: Final = 0.5
+"""How many frames are only damaged in the bytes of their body, which takes a tenth of the time."""
 
 
 @attrs.frozen
@@ -98,10 +106,18 @@ def _frames() -> tuple[Segment, ...]:
     return tuple({segment.encode(): segment for segment in frames}.values())
 
 
+@lru_cache
+def _bodies() -> tuple[tuple[int, bytes], ...]:
+    return tuple((segment.type, cbor.encode(segment.plain)) for segment in _frames())
+
+
 def _frame(rng: Random) -> bytes:
+    if rng.random() < CHEAP:
+        kind, body = rng.choice(_bodies())
+        return encode_raw(kind, mutate_bytes(rng, body))
     segment = rng.choice(_frames())
     kind = segment.type
-    match rng.randrange(32):
+    match rng.randrange(24):
         case 0:
             return mutate_bytes(rng, segment.encode())
         case 1:
@@ -109,7 +125,8 @@ def _frame(rng: Random) -> bytes:
         case 2:
             kind = rng.choice((0, 6, 0x7FFF, 0x8000, 0x8001, 0xFFFF, rng.randrange(1 << 16)))
         case 3:
-            return HEADER.pack(kind, rng.choice((0, 0, 1, 0x8000)), rng.randrange(1 << 32), rng.randrange(1 << 64)) + rng.randbytes(9)
+            reserved, length, checksum = rng.choice((0, 0, 1, 0x8000)), rng.randrange(1 << 32), rng.randrange(1 << 64)
+            return HEADER.pack(kind, reserved, length, checksum) + rng.randbytes(9)
         case 4:
             return rng.choice(STRANGERS) + rng.randbytes(rng.randrange(20))
         case 5:

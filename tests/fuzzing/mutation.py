@@ -12,7 +12,19 @@ from typing import Any, Final
 EDGES: Final = (0, 1, 2, 23, 24, 127, 128, 255, 256, 4095, 4096, 65535, 65536)
 WIDE: Final = (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1)
 INTEGERS: Final = (*EDGES, *WIDE, -1, -24, -25, -256, -(2**31), -(2**63), -(2**64))
-TEXTS: Final = ("", "x", "com1", "\x00", "\n\x1b[2J", "é" * 40, "\U0001f5a5" * 6, "a" * 129, "a" * 4097, "../../etc", "%s{0}")
+TEXTS: Final = (
+    "",
+    "x",
+    "com1",
+    "\x00",
+    "\n\x1b[2J",
+    "é" * 40,
+    "\U0001f5a5" * 6,
+    "a" * 129,
+    "a" * 4097,
+    "../../etc",
+    "%s{0}",
+)
 SIZES: Final = (0, 1, 15, 16, 17, 31, 33, 64, 255)
 LARGE: Final = 0.004
 """How many changes make something large: they cost as much as hundreds of others."""
@@ -67,11 +79,15 @@ def _nudge(rng: Random, value: Any) -> Any:
             return not value
         case int():
             near = value + rng.choice((-4096, -1, 1, 4096))
-            return max(-(2**64), min(2**64 - 1, rng.choice((near, value ^ 1 << rng.randrange(64), rng.choice(INTEGERS)))))
+            return max(
+                -(2**64), min(2**64 - 1, rng.choice((near, value ^ 1 << rng.randrange(64), rng.choice(INTEGERS))))
+            )
         case str():
             return rng.choice((value + "x", value[:-1], value * 2, value.upper(), rng.choice(TEXTS)))
         case bytes():
-            return rng.choice((value + b"\x00", value[:-1], value[::-1], rng.randbytes(len(value)), mutate_bytes(rng, value)))
+            return rng.choice(
+                (value + b"\x00", value[:-1], value[::-1], rng.randbytes(len(value)), mutate_bytes(rng, value))
+            )
         case list():
             return _reshape(rng, value)
         case dict():
@@ -86,7 +102,14 @@ def _reshape(rng: Random, value: Any) -> Any:
         return [any_plain(rng)] * rng.choice((1, 2, 65))
     shuffled = rng.sample(value, len(value))
     return rng.choice(
-        (shuffled, value[1:], value + [rng.choice(value)], value[::-1], value * rng.choice((2, 3, 17)), [*value, any_plain(rng)])
+        (
+            shuffled,
+            value[1:],
+            [*value, rng.choice(value)],
+            value[::-1],
+            value * rng.choice((2, 3, 17)),
+            [*value, any_plain(rng)],
+        )
     )
 
 
@@ -186,7 +209,9 @@ class _Flawed:
             case 1:  # indefinite, and nowhere a break
                 return bytes([first | 31])
             case 2:  # a tag before it
-                return head(0xC0, self.rng.choice((0, 1, 2, 3, 4, 5, 21, 24, 28, 29, 30, 35, 37, 258, 55799))) + head(first, argument)
+                return head(0xC0, self.rng.choice((0, 1, 2, 3, 4, 5, 21, 24, 28, 29, 30, 35, 37, 258, 55799))) + head(
+                    first, argument
+                )
             case 3:
                 return self._float()
             case 4:  # a length that is a lie
@@ -200,7 +225,16 @@ class _Flawed:
 
     def _float(self) -> bytes:
         return self.rng.choice(
-            (b"\xf9\x7e\x00", b"\xf9\x3c\x00", b"\xfa\x7f\x80\x00\x00", b"\xfb" + bytes(8), b"\xf7", b"\xf8\xff", b"\xff", b"\xe0")
+            (
+                b"\xf9\x7e\x00",
+                b"\xf9\x3c\x00",
+                b"\xfa\x7f\x80\x00\x00",
+                b"\xfb" + bytes(8),
+                b"\xf7",
+                b"\xf8\xff",
+                b"\xff",
+                b"\xe0",
+            )
         )
 
 
@@ -229,7 +263,9 @@ def mutate_bytes(rng: Random, data: bytes) -> bytes:
             case 0 | 1 if damaged:
                 damaged[place % len(damaged)] ^= 1 << rng.randrange(8)
             case 2 if damaged:
-                damaged[place % len(damaged)] = rng.choice((0, 0x1B, 0x5F, 0x7F, 0x80, 0x9B, 0x9F, 0xBB, 0xBF, 0xC4, 0xF9, 0xFF))
+                damaged[place % len(damaged)] = rng.choice(
+                    (0, 0x1B, 0x5F, 0x7F, 0x80, 0x9B, 0x9F, 0xBB, 0xBF, 0xC4, 0xF9, 0xFF)
+                )
             case 3:
                 del damaged[place:]
             case 4:

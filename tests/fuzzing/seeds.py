@@ -96,9 +96,7 @@ def _conversation(flags: Flags, *messages: Message) -> bytes:
 
 
 def _inquiry(standing: Standing) -> Inquire:
-    return Inquire(
-        machine=VM_ID.bytes, name=NAME, generation=GENERATION, standing=standing, node=THERE, source=HERE
-    )
+    return Inquire(machine=VM_ID.bytes, name=NAME, generation=GENERATION, standing=standing, node=THERE, source=HERE)
 
 
 def _to_source() -> Iterator[bytes]:
@@ -111,7 +109,9 @@ def _to_source() -> Iterator[bytes]:
     settle = Settle(machine=NAME, generation=GENERATION, owned=False)
     failure = Failure(phase="devices", error="DeviceStateError", message="no")
     yield _conversation(Flags(0), *to_ready, Owned(generation=GENERATION))
-    yield _conversation(Flags(0), attrs.evolve(hello, protocol_versions=(1,)), *to_ready[1:], Owned(generation=GENERATION))
+    yield _conversation(
+        Flags(0), attrs.evolve(hello, protocol_versions=(1,)), *to_ready[1:], Owned(generation=GENERATION)
+    )
     yield _conversation(Flags(0), *to_ready, Declined(generation=GENERATION))
     yield _conversation(Flags(0), *to_ready, Unknown(generation=GENERATION))
     yield _conversation(Flags(0), *to_ready[:2], failure)

@@ -1,7 +1,7 @@
 """Functions of bytes that raise only on a finding: one for each thing that reads what a peer sent.
 
-Some inputs begin with a byte that chooses: which payload schema, which spec version, how a conversation stands.  What is
-read successfully must also be written again and come back equal, and must be fit for use.
+Some inputs begin with a byte that chooses: which payload schema, which spec version, how a conversation stands.  What
+is read must also be written again and come back equal, and must be fit for use.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,10 @@ def fuzz_payload(data: bytes) -> None:
         return
     schema, body = SCHEMAS[data[0] % len(SCHEMAS)], data[1:]
     payload = examine(
-        lambda: decode_payload(schema, body), (PayloadError,), size=len(body), memory_max=2 * len(body) + DOCUMENT_MEMORY_MAX
+        lambda: decode_payload(schema, body),
+        (PayloadError,),
+        size=len(body),
+        memory_max=2 * len(body) + DOCUMENT_MEMORY_MAX,
     )
     if payload is None:
         return
