@@ -96,7 +96,8 @@ def test_most_generated_inputs_get_past_the_first_check() -> None:
             )
             refused[kind] = refused.get(kind, 0) + 1
     assert accepted > 100
-    assert refused["shape"] > 500 < refused["at byte"] + 200
+    assert refused["shape"] > 300
+    assert refused["at byte"] > 300
     assert refused["checksum"] < 200
 
 

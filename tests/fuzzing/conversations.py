@@ -21,6 +21,7 @@ from migrate.daemon.journal import VolatileJournal, journal_of_owner, journal_of
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding, Record
 from migrate.engine.ownership import Hands, Ownership
+from migrate.engine.ports import Pace
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.engine.target import Arrived, ImageHeld, TargetPorts, TargetSettings, run_target, settle_image, tell_answer
 from migrate.errors import (
@@ -33,7 +34,7 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn
-from migrate.protocol.messages import Failure, Message, RamContent, Role
+from migrate.protocol.messages import Failure, Message, RamContent, Role, Transcript
 from migrate.releases import NEWEST, builtin_releases
 from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
@@ -93,12 +94,19 @@ class ScriptedLink:
     longest_s: float = 0.0
     _since: float = 0.0
 
+    @property
+    def transcript(self) -> int:
+        """What has been said; a forgiving link believes what the stream claims, or nothing behind it would be tried."""
+        claimed = next((said.digest for said in reversed(self.heard) if isinstance(said, Transcript)), None)
+        return claimed if self.forgiving and claimed is not None else self.conversation.transcript
+
     async def send(self, message: Message) -> None:
         try:
             frame = frames.encode_frame(message)
             self.conversation.advance(self.role, message)
         except (OutOfTurn, ValueError) as error:
             raise LocalProtocolError(str(error)) from error
+        self.conversation.note(frame[: frames.HEADER.size])
         self.said_bytes += frame
 
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
@@ -120,6 +128,7 @@ class ScriptedLink:
             self.conversation.advance(self.role.peer, message)
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
+        self.conversation.note(frames.encode_raw(header.type, body)[: frames.HEADER.size])
         self.heard.append(message)
         if isinstance(message, Failure):
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
@@ -168,6 +177,13 @@ class _Guest:
     """The source's machine, whose guest does nothing."""
 
     machine: Machine
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(work=0.0, running_ns=0)
+
+    def throttle(self, share: float) -> None:
+        """It does nothing anyway."""
 
     async def pause(self) -> None:
         self.machine.pause()
