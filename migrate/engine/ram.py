@@ -1,7 +1,8 @@
 """Guest pages out of one machine and into another.
 
-The sender gathers the dirty pages of a batch into one staging buffer, and checksums and sends from there: a running guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros
-travel without bytes.
+The sender gathers the dirty pages of a batch into one staging buffer, and checksums and sends from there: a running
+guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros travel without
+bytes.
 
 The receiver checks every run of pages against the machine's own RAM before it touches memory.  Where RAM has been
 touched before, it is received straight into the mapping; a hole is filled through the file, which costs neither the

@@ -50,7 +50,7 @@ class Speed:
         return NS_PER_S / self.bandwidth
 
 
-#: Data under way, and its length; what it is a whole frame of, if nothing was done to it; and the RAM behind that frame.
+#: Data under way, and its length; what it is a whole frame of, if nothing was done to it; the RAM behind that frame.
 Parcel = tuple[bytes, int, Posted | None, bytes]
 
 _THE_END: Final[Parcel] = (b"", 0, None, b"")
