@@ -13,6 +13,7 @@ import os
 from typing import Final, cast
 
 import attrs
+import numpy as np
 
 from migrate.engine.rounds import NS_PER_S
 from migrate.simulation.machines import LightMachine, content_pages
@@ -153,7 +154,7 @@ class ModelledMachines:
         if ram is not None:
             assert isinstance(ram, ModelledMemory), "it was made here"
             memory.view[:] = ram.view
-            memory.mark_dirty(content_pages(memory))
+            memory.mark_dirty(np.array(content_pages(memory), dtype=np.int64))
             bulk.fill(ram.bulk.content)
         return cast(Machine, ModelledMachine(spec, birth, memory, clock))
 

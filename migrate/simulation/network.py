@@ -50,7 +50,7 @@ class Speed:
         return NS_PER_S / self.bandwidth
 
 
-#: Data under way, and its length; what it is a whole frame of, if nothing was done to it; and the RAM behind that frame.
+#: Data under way, and its length; what it is a whole frame of, if nothing was done to it; the RAM behind that frame.
 Parcel = tuple[bytes, int, Posted | None, bytes]
 
 _THE_END: Final[Parcel] = (b"", 0, None, b"")
@@ -87,9 +87,7 @@ class Pipe:
         """What has arrived and was not read yet."""
         return b"".join(data for data, *_ in self.parcels)
 
-    def put(
-        self, data: bytes, posted: Posted | None = None, content: bytes = b"", *, reckoned_bytes: int = 0
-    ) -> int:
+    def put(self, data: bytes, posted: Posted | None = None, content: bytes = b"", *, reckoned_bytes: int = 0) -> int:
         """Send `data`, and behind it bytes that only take their time; returns when the last byte is on the wire.
 
         `posted` is what `data` is the frame of, but for `content` at its end, if nothing was done to it.
