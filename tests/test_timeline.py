@@ -143,7 +143,8 @@ def test_a_process_that_dies_and_comes_again_is_seen(undisturbed: Recorded) -> N
 
 
 def test_a_failure_that_is_reported_is_received() -> None:
-    recorded = record(EXPERIMENT, random_plan(7))
+    damaged = Fault(when=AtMessage(message="DeviceState", side=Role.SOURCE, number=2), do=FlipBit(bit=420))
+    recorded = record(EXPERIMENT, Plan(faults=(damaged,)))
     failures = [flight for flight in recorded.timeline.flights() if flight.message == "Failure"]
     assert failures
     assert all(failure.received_ns is not None for failure in failures)

@@ -9,12 +9,12 @@ from migrate.faults.plan import Fault
 from migrate.faults.words import fault_words, side_of
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import kind_and_facts, shortened, told_words
+from migrate.reports.words import SILENT, kind_and_facts, shortened, told_words
 
 Told = dict[str, Any]
 
 #: Events that say nothing of a timeline, or what another event says as well.
-SILENT: Final = ("ram", "image", "no fence", "running", "attempt")
+UNSAID: Final = SILENT | {"image", "no fence", "running", "attempt"}
 POINTS: Final = {
     **{f"after write {holding}": (Kind.WRITES, str(holding)) for holding in ("O", "C", "R", "N")},
     "after take": (Kind.TELLS, "has taken the storage's register"),
@@ -110,7 +110,7 @@ def _meaning(name: str, told: Told) -> tuple[Kind, str] | None:
             error = told["error"]
             message = "" if error is None else f": {error['message']}"
             return Kind.ENDS, shortened(told["outcome"] + message)
-        case _ if name in SILENT:
+        case _ if name in UNSAID:
             return None
         case _ if name in SAID:
             return SAID[name]
