@@ -4,10 +4,11 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 
+from migrate.cli.app import app
 from migrate.faults.campaign import Campaign, Kind, Order
 from migrate.faults.plan import AtMessage, Fault, FlipBit, Kill, Plan
 from migrate.faults.toml import write_plan
@@ -194,3 +195,10 @@ def test_what_was_at_a_reports_place_stays_until_there_is_a_new_one(capsys: Caps
     assert call(capsys, "rehearse", EXAMPLE, "--guest", "nonsense", "--report", report).code == 2
     assert call(capsys, "explore", "no-such-spec.json", "--report", report).code == 2
     assert report.read_text() == "before"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_options_are_completed(shell: Literal["bash", "zsh", "fish"]) -> None:
+    completion = app.generate_completion(shell=shell)
+    for option in ("report", "trace", "executor"):
+        assert option in completion

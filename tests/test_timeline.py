@@ -32,7 +32,7 @@ from migrate.reports.recording import Recorded, record
 from migrate.reports.sequence import bands_of, break_above_ns, rows_of, wrapped
 from migrate.reports.text import timeline_text
 from migrate.reports.timeline import Event, Flight, Kind, Timeline, flights_of, in_order
-from migrate.reports.told import struck_by, timeline_of
+from migrate.reports.told import timeline_of
 from migrate.simulation.remembering import remembering
 from tests.worlds import SPEC
 
@@ -143,7 +143,8 @@ def test_a_process_that_dies_and_comes_again_is_seen(undisturbed: Recorded) -> N
 
 
 def test_a_failure_that_is_reported_is_received() -> None:
-    recorded = record(EXPERIMENT, random_plan(7))
+    damaged = Fault(when=AtMessage(message="DeviceState", side=Role.SOURCE, number=2), do=FlipBit(bit=420))
+    recorded = record(EXPERIMENT, Plan(faults=(damaged,)))
     failures = [flight for flight in recorded.timeline.flights() if flight.message == "Failure"]
     assert failures
     assert all(failure.received_ns is not None for failure in failures)
@@ -271,6 +272,7 @@ EVENTS = [
     told("source", 425, "attempt", number=1),
     told("source", 430, "phase", phase="ram"),
     told("source", 440, "ram", round=0, pages=1, of_pages=2, bytes=3, bytes_per_s=4),
+    told("target", 445, "fault", fault=fault_words(TARGET_DIES)),
     told("source", 450, "round", number=0, pages=7, zero_pages=1, bytes=99, duration_ms=1.0, dirtied_pages=3),
     told("source", 455, "point", name="before write C"),
     told("source", 460, "point", name="after write C"),
@@ -282,10 +284,7 @@ EVENTS = [
 
 
 def test_what_daemons_told_becomes_a_timeline() -> None:
-    fault = struck_by(TARGET_DIES, 445)
-    timeline = timeline_of(
-        DOCUMENT, [*reversed(EVENTS)], faults=[fault], planned=["kill target – before Ready 1, target"]
-    )
+    timeline = timeline_of(DOCUMENT, [*reversed(EVENTS)], planned=[fault_words(TARGET_DIES)])
     assert [(event.at_ns, event.side, event.kind.value, event.text) for event in timeline.events] == [
         (0, "source", "runs", "the guest runs"),
         (10, "source", "begins", "listens"),

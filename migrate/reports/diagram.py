@@ -24,9 +24,11 @@ LINES_MAX: Final = 4
 HEAD: Final = 40
 LINE: Final = 13
 ROW: Final = 17
-ROW_OF_MESSAGE: Final = 9
+ROW_OF_MESSAGE: Final = 12
 BREAK: Final = 26
 GAP_MAX: Final = 24.0
+STEEP: Final = 36
+"""From so many units of height on, the name of a message stands at the end of its arrow, where few others cross it."""
 
 #: Phases by what they are for; the colours are in the style sheet, the names stand in the diagram.
 GROUPS: Final = {
@@ -189,7 +191,8 @@ def _band(band: Band, places: dict[int, float]) -> Markup:
         y = sent[0]
         cross = tag("path", d=f"M{end - 4} {y - 4:.1f}l8 8m0 -8l-8 8", class_="cross")
         line = tag("line", x1=start, y1=y, x2=end, y2=y, class_="message lost")
-        return tag("g", told, line, cross, _name(band, (start + end) / 2 + 14 * inwards, y - 4))
+        anchor = "start" if band.side == SOURCE else "end"
+        return tag("g", told, line, cross, _name(band, start + 3 * inwards, y - 3, anchor))
     received = [places[index] for index in band.received]
     middle = ((sent[0] + received[0]) / 2 + (sent[1] + received[1]) / 2) / 2
     parts = [told]
@@ -202,12 +205,17 @@ def _band(band: Band, places: dict[int, float]) -> Markup:
     ]
     y = received[1]
     parts.append(tag("path", d=f"M{end} {y:.1f}l{-7 * inwards} -3.5v7z", class_="head"))
-    return tag("g", *parts, _name(band, (start + end) / 2, middle - 3))
+    if abs(received[1] - sent[1]) < STEEP:
+        return tag("g", *parts, _name(band, (start + end) / 2, middle - 3))
+    along = 0.75  # near its end, where what came in one order is as far apart as the rows
+    height = sent[1] + along * (received[1] - sent[1])
+    anchor = "end" if band.side == SOURCE else "start"
+    return tag("g", *parts, _name(band, end - 8 * inwards, height, anchor))
 
 
-def _name(band: Band, x: float, y: float) -> Markup:
+def _name(band: Band, x: float, y: float, anchor: str = "middle") -> Markup:
     count = f" ×{band.count}" if band.count > 1 else ""
-    return tag("text", band.message + count, x=x, y=y, text_anchor="middle", class_="of-message")
+    return tag("text", band.message + count, x=x, y=y, text_anchor=anchor, class_="of-message")
 
 
 def _told(band: Band) -> str:

@@ -35,6 +35,8 @@ SHAPES: Final = {
     "stayed": (tag("rect", x=1, y=1, width=14, height=14), tag("path", d="M3 8h10", class_="stroke")),
     "violated": (tag("rect", x=1, y=1, width=14, height=14), tag("path", d="M4 4l8 8m0 -8l-8 8", class_="stroke")),
 }
+DENSE_ABOVE: Final = 56
+"""Columns: with more, marks are smaller, so that the map still fits a screen."""
 REASONS_MAX: Final = 400
 """Rows of the table of reasons; a campaign of pairs has very many."""
 EXAMPLES_MAX: Final = 3
@@ -78,7 +80,8 @@ def fault_map(tally: Tally) -> Markup:
         )
         for place in places
     ]
-    drawn = tag("table", tag("thead", head), tag("tbody", *body), class_="fault-map")
+    kind = "fault-map dense" if len(actions) > DENSE_ABOVE else "fault-map"
+    drawn = tag("table", tag("thead", head), tag("tbody", *body), class_=kind)
     return joined(
         (
             legend(course for course in Course if course in found),

@@ -19,7 +19,7 @@ from migrate.faults.words import fault_words, side_of
 from migrate.protocol.messages import Failure, Message, Role
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import kind_and_facts, told_words
+from migrate.reports.words import SILENT, kind_and_facts, told_words
 from migrate.simulation.audits import CHECKS, Audits
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.network import SimulatedLink
@@ -144,7 +144,7 @@ class Recorder(Hooks):
         self.injector.importing(life)
 
     def told(self, life: Life, event: str, facts: Mapping[str, Any]) -> None:
-        if event not in ("phase", "ram"):  # the one has a hook of its own, the other is for progress bars
+        if event != "phase" and event not in SILENT:  # an engine's phase has a hook of its own
             kind, kept = kind_and_facts(event, facts)
             self.note(life.side.value, kind, told_words(event, facts), facts=kept)
 

@@ -3,18 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import attrs
-
-from migrate.faults.plan import Fault
-from migrate.faults.words import fault_words, side_of
 from migrate.rehearsal.result import attempts_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
-from migrate.reports.words import kind_and_facts, shortened, told_words
+from migrate.reports.words import SILENT, kind_and_facts, shortened, told_words
 
 Told = dict[str, Any]
 
 #: Events that say nothing of a timeline, or what another event says as well.
-SILENT: Final = ("ram", "image", "no fence", "running", "attempt")
+UNSAID: Final = SILENT | {"image", "no fence", "running", "attempt"}
 POINTS: Final = {
     **{f"after write {holding}": (Kind.WRITES, str(holding)) for holding in ("O", "C", "R", "N")},
     "after take": (Kind.TELLS, "has taken the storage's register"),
@@ -24,29 +20,18 @@ SAID: Final = {
     "guest rests": (Kind.RESTS, "the guest is paused"),
     "guest boots": (Kind.TELLS, "the guest boots"),
     "ended": (Kind.DIES, "the process ends"),
+    "died": (Kind.DIES, "dies"),  # said by whoever watches the processes
 }
 
 
-@attrs.frozen(kw_only=True)
-class Struck:
-    """A fault that has struck: `at_ns` on the clock of the events, `side` "world" if it was the link's."""
+def timeline_of(document: Mapping[str, Any], events: Sequence[Told], *, planned: Sequence[str] = ()) -> Timeline:
+    """Of a rehearsal with this result, whose daemons told these events; `planned` are the faults that were to strike.
 
-    at_ns: int
-    side: str
-    text: str
-
-
-def struck_by(fault: Fault, at_ns: int) -> Struck:
-    """A fault of a plan that struck at that time."""
-    return Struck(at_ns=at_ns, side=side_of(fault), text=fault_words(fault))
-
-
-def timeline_of(
-    document: Mapping[str, Any], events: Sequence[Told], *, faults: Sequence[Struck] = (), planned: Sequence[str] = ()
-) -> Timeline:
-    """Of a rehearsal with this result, whose daemons told these events."""
+    Whoever lets them strike tells an event `fault` of each that did, with its `side` ("world" if it is the link's) and
+    in words as `fault`, and `died` of a process that has ended without a word.
+    """
     ordered = sorted(events, key=lambda told: int(told["at_ns"]))
-    shown = [*_events(ordered), *(_strike(fault) for fault in faults)]
+    shown = list(_events(ordered))
     first_ns = min((event.at_ns for event in shown), default=0)
     ended = {
         side: [told for told in ordered if told["event"] == "attempt ended" and told["side"] == side]
@@ -68,10 +53,6 @@ def timeline_of(
     )
 
 
-def _strike(fault: Struck) -> Event:
-    return Event(at_ns=fault.at_ns, side=fault.side, kind=Kind.FAULT, text=fault.text)
-
-
 def _events(ordered: Sequence[Told]) -> Iterator[Event]:
     """A connection begins with a Hello: on the target when it is sent, on the source when that one is received."""
     begun, at_source = -1, -1
@@ -90,6 +71,9 @@ def _events(ordered: Sequence[Told]) -> Iterator[Event]:
                 size=told["bytes"],
                 connection=max(at_source if side == SOURCE else begun, 0),
             )
+            continue
+        if name == "fault":
+            yield Event(at_ns=told["at_ns"], side=side, kind=Kind.FAULT, text=told["fault"])
             continue
         meaning = _meaning(name, told)
         if meaning is not None:
@@ -110,7 +94,7 @@ def _meaning(name: str, told: Told) -> tuple[Kind, str] | None:
             error = told["error"]
             message = "" if error is None else f": {error['message']}"
             return Kind.ENDS, shortened(told["outcome"] + message)
-        case _ if name in SILENT:
+        case _ if name in UNSAID:
             return None
         case _ if name in SAID:
             return SAID[name]

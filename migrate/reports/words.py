@@ -9,6 +9,10 @@ from migrate.reports.timeline import NS_PER_MS, Kind
 TOLD_MAX: Final = 400
 
 
+SILENT: Final = frozenset({"ram", "estimate"})
+"""What engines tell for whoever watches them meanwhile; a timeline has the rounds."""
+
+
 def kind_and_facts(event: str, facts: Mapping[str, Any]) -> tuple[Kind, dict[str, int]]:
     """What an event that an engine or a daemon told is on a timeline."""
     if event == "round":
