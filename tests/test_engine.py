@@ -256,6 +256,40 @@ def test_a_switchover_that_is_forced_happens_all_the_same() -> None:
         assert Facts.of(target.made[0]).ram == Facts.of(world.machine).ram
 
 
+def test_what_was_expected_is_told_before_it_happens_and_stays_with_the_attempt(world: World) -> None:
+    assert world.migrate(world.new_target()) is None
+    attempt = world.source_attempt
+    told = [facts for event, facts in world.facts if event == "estimate"]
+    assert [facts["round"] for facts in told] == [round_.number for round_ in attempt.rounds[:-1]]
+    assert [facts["decision"] for facts in told][-1] == "pause"
+    assert attempt.precopy is not None
+    assert attempt.precopy.downtime_ms == told[-1]["downtime_ms"]
+    precopy = attempt.as_json()["precopy"]
+    assert precopy["total_ms"] > precopy["downtime_ms"] > 0
+    assert precopy["predicted_total_ms"] > precopy["predicted_downtime_ms"] > 0
+    assert not precopy["forced"]
+    assert attempt.warnings == []
+    assert world.target_attempt.as_json()["precopy"] is None
+
+
+def test_a_switchover_that_was_forced_says_so() -> None:
+    with World(steps=10_000, policy=attrs.evolve(NEVER, on_stall=OnStall.FORCE)) as world:
+        assert world.migrate(world.new_target()) is None
+        assert world.source_attempt.as_json()["precopy"]["forced"]
+        (warning,) = world.source_attempt.warnings
+        assert warning.startswith("the limit of 0 ms was not to be kept (the switchover is forced): ")
+
+
+def test_a_guest_is_slowed_down_step_by_step_and_not_any_more_when_it_stays() -> None:
+    with World(steps=10_000, policy=attrs.evolve(NEVER, on_stall=OnStall.THROTTLE)) as world:
+        error = world.migrate(world.new_target())
+        assert isinstance(error, NotConverging)
+        assert "with the guest slowed by 99%" in str(error)
+        assert world.guest.throttled == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.0]
+        shares = [facts["share"] for event, facts in world.facts if event == "throttle"]
+        assert shares == world.guest.throttled[:-1]
+
+
 FAILS_ONCE = {
     "export": MigrationFailureInjector(fail_exports=1, fail_imports=0),
     "import": MigrationFailureInjector(fail_exports=0, fail_imports=1),

@@ -41,6 +41,8 @@ def describe(event: Event) -> str | None:
                 f"round {event['number']}: {event['pages']:,} pages ({event['zero_pages']:,} zero), "
                 f"{mebibytes(event['bytes'])} at {mebibytes(rate)}/s, {event['dirtied_pages']:,} dirtied"
             )
+        case "estimate":
+            return _estimate(event)
         case "attempt ended" if event["error"] is not None:
             return f"{event['outcome']} in phase {event['phase']!r}: {event['error']['message']}"
         case "attempt ended":
@@ -54,6 +56,13 @@ def describe(event: Event) -> str | None:
         case name:
             said = SAID.get(name)
             return None if said is None else said.format(**event)
+
+
+def _estimate(event: Event) -> str:
+    away, left = event["downtime_ms"], event["remaining_ms"]
+    now = "nobody can tell how long the guest would be away" if away is None else f"paused now, away for {away:.0f} ms"
+    to_go = "no end in sight" if left is None else f"{left / 1e3:.1f} s to go"
+    return f"{now}; {event['dirty_pages_per_s']:,} pages dirtied a second; {to_go}: {event['decision']}, {event['why']}"
 
 
 def event_lines(stream: TextIO) -> Watch:
@@ -100,7 +109,7 @@ def _display() -> Iterator[Watch]:
                     )
                 case "phase":
                     progress.update(task, what=event["phase"])
-                case "round" | "rolled back" | "accepted":
+                case "round" | "estimate" | "throttle" | "rolled back" | "accepted":
                     progress.console.print(Text(printable(f"{event['side']}: {describe(event)}")))
                 case "attempt ended" if event["side"] == "target":  # no attempt is without one
                     progress.console.print(Text(printable(f"target: {describe(event)}")))

@@ -27,7 +27,8 @@ def print_summary(result: RehearsalResult, title: str) -> None:
     print_line()
     guest = document["guest"]
     if guest["blackout_ms"] is not None:
-        _print_fact("guest", f"away for {guest['blackout_ms']:.1f} ms by its own clock")
+        slower = _slower(attempts[-1]["precopy"]) if attempts else ""
+        _print_fact("guest", f"away for {guest['blackout_ms']:.1f} ms by its own clock{slower}")
     if guest["records_found"] is not None:
         _print_fact("records", f"{guest['records_found']} found of {guest['records_acknowledged']} acknowledged")
     if guest["away_ms"] is not None:
@@ -35,6 +36,14 @@ def print_summary(result: RehearsalResult, title: str) -> None:
         _print_fact("ledger", f"longest time between two records {seen}")
     _print_fact("owner", document["owner"])
     _print_audit(document["audit"])
+
+
+def _slower(precopy: Json | None) -> str:
+    """What copying cost the guest before it was paused."""
+    if precopy is None or precopy["guest_slowdown"] is None:
+        return ""
+    throttled = f", throttled by up to {precopy['throttle_max']:.0%}" if precopy["throttle_max"] else ""
+    return f"; {max(precopy['guest_slowdown'], 0.0):.0%} slower while it was copied{throttled}"
 
 
 def _print_fact(label: str, text: str) -> None:
@@ -70,7 +79,7 @@ def _print_attempt(attempt: Json, prefix: str, is_last: bool) -> None:
     ledger = attempt["ledger"]
     if error is None and ledger["downtime_ms"] is not None:
         print_line()
-        _print_ledger(ledger)
+        _print_ledger(ledger, attempt["precopy"])
 
 
 def print_reasons(reasons: Iterable[Mapping[str, str]]) -> None:
@@ -97,10 +106,13 @@ def _print_rounds(rounds: list[Json]) -> None:
     )
 
 
-def _print_ledger(ledger: Json) -> None:
+def _print_ledger(ledger: Json, precopy: Json) -> None:
     """One line for each step of the blackout, both sides beside each other, on an axis that begins with the pause."""
+    predicted = precopy["predicted_downtime_ms"]
+    expected = "" if predicted is None else f" ({predicted:.1f} predicted)"
     print_line(
-        f"downtime {ledger['downtime_ms']:.1f} ms, of {ledger['total_ms']:.0f} ms in all; since the pause, in ms:"
+        f"downtime {ledger['downtime_ms']:.1f} ms{expected}, of {ledger['total_ms']:.0f} ms in all; since the pause, "
+        "in ms:"
     )
     paused_ms = next(step["start_ms"] for step in ledger["steps"] if step["step"] == "pause")
     rows: dict[str, dict[str, Json]] = {}

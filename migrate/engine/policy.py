@@ -17,7 +17,8 @@ and a decision (`PrecopyPolicy.decide`):
     no progress   in so many rounds nothing came near to what had been reached before, or there were too many rounds,
                   or they took too long: then `OnStall` decides
 
-A limit below the floor cannot be kept by any pre-copy.  It is read as "as short as it can be": the floor and a tenth.
+A limit below the floor cannot be kept by any pre-copy.  After some rounds more, in which the host may have got quieter,
+it is read as "as short as it can be": the floor and a tenth.
 """
 
 import math
@@ -185,23 +186,32 @@ class PrecopyPolicy:
             return Course(decision=Decision.ANOTHER_ROUND, why="there must be more", throttle=throttle)
         cap = self._cap_reached(rounds, elapsed_ns, outlook)
         if self.fits(outlook):
-            if cap is None and self._is_worth_it(outlook):
-                why = f"another round shortens the wait for RAM from {outlook.ram_ms:.1f} ms"
+            why = None if cap is not None else self._why_not_yet(rounds, outlook)
+            if why is not None:
                 return Course(decision=Decision.ANOTHER_ROUND, why=why, throttle=throttle)
+            if not self.keeps_limit(outlook):
+                return Course(decision=Decision.PAUSE, why="it cannot be shorter, though the limit is below that")
             return Course(decision=Decision.PAUSE, why="the rest fits the limit")
         if cap is not None:
             return self._end(cap)
         return self._unless_stalled(rounds, dirty_pages, throttle)
 
-    def fits(self, outlook: Outlook) -> bool:
+    def keeps_limit(self, outlook: Outlook) -> bool:
         """Whether pausing now keeps the promise, as far as one can know."""
-        allowed_ms = max(self.downtime_limit_ms / CAUTION, outlook.floor_ms * ABOVE_FLOOR)
-        return outlook.downtime_ms <= allowed_ms
+        return outlook.downtime_ms <= self.downtime_limit_ms / CAUTION
 
-    def _is_worth_it(self, outlook: Outlook) -> bool:
-        """Whether another round, while the guest runs, would shorten the downtime substantially."""
+    def fits(self, outlook: Outlook) -> bool:
+        """Whether it does, or no pre-copy could do better."""
+        return self.keeps_limit(outlook) or outlook.downtime_ms <= outlook.floor_ms * ABOVE_FLOOR
+
+    def _why_not_yet(self, rounds: Sequence[Round], outlook: Outlook) -> str | None:
+        """What another round, while the guest runs, may be good for, though the guest could be paused now."""
         matters = outlook.ram_ms >= max(WORTH_SHARE * outlook.downtime_ms, WORTH_MS)
-        return matters and outlook.next_ram_ms <= WORTH_SHRINKING * outlook.ram_ms
+        if matters and outlook.next_ram_ms <= WORTH_SHRINKING * outlook.ram_ms:
+            return f"another round shortens the wait for RAM from {outlook.ram_ms:.1f} ms"
+        if not self.keeps_limit(outlook) and len(rounds) <= self.stalled_after:
+            return f"handing over alone takes {outlook.floor_ms:.1f} ms as things are"
+        return None
 
     def _cap_reached(self, rounds: Sequence[Round], elapsed_ns: int, outlook: Outlook) -> str | None:
         """A round that would not end in time is not begun."""

@@ -37,7 +37,7 @@ from migrate.engine.image import PauseImage
 from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
-from migrate.engine.policy import Course, Decision, Outlook, PrecopyPolicy, SwitchoverCost, not_converging
+from migrate.engine.policy import CAUTION, Course, Decision, Outlook, PrecopyPolicy, SwitchoverCost, not_converging
 from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, Pace, Ram, RunningGuest
 from migrate.engine.ram import MappedRam
 from migrate.engine.rounds import NS_PER_MS, finite
@@ -51,9 +51,9 @@ from migrate.errors import (
     RemoteProtocolError,
     StateRefused,
 )
-from migrate.payloads import PayloadError, encode_payload
+from migrate.payloads import PayloadError, encode_payload, warm_up_payloads
 from migrate.plain import fields_of, quote
-from migrate.protocol.frames import encode_frame
+from migrate.protocol.frames import encode_frame, warm_up_messages
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
     Accept,
@@ -145,7 +145,6 @@ class _Source:
         self.target = ""
         self.clock = ports.clock
         self.ports = ports
-        self.journal_ns = 0
         self.ownership = Ownership(
             node=settings.node,
             machine=self.machine.birth.vm_id,
@@ -214,6 +213,8 @@ class _Source:
         self.enter("preamble")
         preamble = preamble_of(self.machine, self.settings.release, self.settings.machine_name)
         await self.link.send(preamble)
+        warm_up_payloads()  # now, while the target looks at it, and not in the blackout
+        warm_up_messages()
         self.enter("verdict")
         answer = await self.link.receive()
         if isinstance(answer, Refuse):
@@ -238,19 +239,22 @@ class _Source:
         """
         self.enter("ram")
         began_ns, began = self.clock.monotonic_ns(), self.guest.pace
-        throttle, cost, generation = 0.0, SwitchoverCost(), None
+        policy, throttle, cost, generation = self.settings.policy, 0.0, SwitchoverCost(), None
         while True:
             await self.copy_round(throttle)
-            is_new = generation is None and len(self.attempt.rounds) >= self.settings.policy.rounds_min
-            if is_new:
-                cost, generation = await self.find_out_the_cost(choice, generation)
+            is_known = generation is not None
+            if generation is None and len(self.attempt.rounds) >= policy.rounds_min:
+                cost, generation = await self.find_out_the_cost(choice)
             course, outlook = self.consider(began_ns, cost)
-            if course.decision is Decision.PAUSE and not is_new:  # the guest has been at its devices since
-                cost, generation = await self.find_out_the_cost(choice, generation)
+            if is_known and outlook.floor_ms > policy.downtime_limit_ms / CAUTION:  # it may have been an accident
+                cost, generation = await self.find_out_the_cost(choice)
+                course, outlook = self.consider(began_ns, cost)
+            elif is_known and course.decision is Decision.PAUSE:  # the guest has been at its devices since
+                cost = self.export_again(choice, cost)
                 course, outlook = self.consider(began_ns, cost)
             self.tell_estimate(course, outlook)
             if course.decision is Decision.GIVE_UP:
-                raise NotConverging(not_converging(self.settings.policy, course, outlook, len(self.attempt.rounds)))
+                raise NotConverging(not_converging(policy, course, outlook, len(self.attempt.rounds)))
             if course.decision is Decision.PAUSE and generation is not None:
                 self.expect(course, outlook, began)
                 return generation
@@ -267,16 +271,20 @@ class _Source:
         course = self.settings.policy.decide(rounds, dirty_pages, elapsed_ns, cost)
         return course, Outlook.after(rounds, dirty_pages, cost, course.throttle)
 
-    async def find_out_the_cost(self, choice: Common, generation: int | None) -> tuple[SwitchoverCost, int]:
-        """What handing over costs with no RAM left, by doing what can be done of it while the guest runs."""
+    async def find_out_the_cost(self, choice: Common) -> tuple[SwitchoverCost, int]:
+        """What handing over costs with no RAM left, by doing what can be done of it while the guest runs.
+
+        The write of the journal that is timed gives a generation, for the handover.
+        """
+        cost = self.export_again(choice, SwitchoverCost())
+        start_ns = self.clock.monotonic_ns()
+        generation = await self.journal.new_generation()
+        return attrs.evolve(cost, journal_ns=self.clock.monotonic_ns() - start_ns), generation
+
+    def export_again(self, choice: Common, cost: SwitchoverCost) -> SwitchoverCost:
         start_ns = self.clock.monotonic_ns()
         state_bytes = self.preflight(choice)
-        export_ns = self.clock.monotonic_ns() - start_ns
-        if generation is None:
-            start_ns = self.clock.monotonic_ns()
-            generation = await self.journal.new_generation()
-            self.journal_ns = self.clock.monotonic_ns() - start_ns
-        return SwitchoverCost(state_bytes=state_bytes, export_ns=export_ns, journal_ns=self.journal_ns), generation
+        return attrs.evolve(cost, state_bytes=state_bytes, export_ns=self.clock.monotonic_ns() - start_ns)
 
     def tell_estimate(self, course: Course, outlook: Outlook) -> None:
         rounds = self.attempt.rounds
@@ -299,6 +307,12 @@ class _Source:
             forced=course.forced,
             slowdown=slowdown(began, self.guest.pace),
         )
+        limit_ms = self.settings.policy.downtime_limit_ms
+        if outlook.downtime_ms > limit_ms:
+            why = "the switchover is forced" if course.forced else "handing over alone takes longer"
+            self.attempt.warnings.append(
+                f"the limit of {limit_ms:g} ms was not to be kept ({why}): {outlook.downtime_ms:.1f} ms were expected"
+            )
 
     @contextmanager
     def throttle_lifted_afterwards(self) -> Iterator[None]:

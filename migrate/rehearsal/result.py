@@ -16,8 +16,8 @@ Json = dict[str, Any]
 class RehearsalResult:
     """`document` is what `--json` prints.
 
-    Beyond the contract's keys an attempt has the `reasons` of a refusal, `why_not_newer` for the spec version, and
-    `warnings`.
+    Beyond the contract's keys an attempt has the `reasons` of a refusal, `why_not_newer` for the spec version,
+    `warnings`, and `precopy`: what the source predicted when it paused the guest, and what copying cost the guest.
     """
 
     document: Json
@@ -135,6 +135,7 @@ def _attempt(source: Event | None, target: Event | None) -> Json:
         "why_not_newer": told["why_not_newer"],
         "payloads": told["payloads"],
         "rounds": told["rounds"],
+        "precopy": None if source is None else source["precopy"],
         "warnings": [warning for view in views for warning in view["warnings"]],
         "ledger": _ledger(source, target),
     }
