@@ -12,7 +12,7 @@ import pytest
 from migrate import cbor
 from migrate.cbor import DOCUMENT, Budget, CborError
 from migrate.errors import RemoteProtocolError
-from migrate.payloads import PayloadError, decode_payload
+from migrate.payloads import PayloadError, decode_payload, encode_payload
 from migrate.protocol import frames
 from migrate.protocol.frames import HEADER, decode_body, decode_header, encode_frame, encode_raw, memory_max
 from migrate.protocol.messages import (
@@ -24,6 +24,7 @@ from migrate.protocol.messages import (
     DeviceState,
     Failure,
     Message,
+    Payload,
     Preamble,
     RamBatch,
     RamPages,
@@ -32,8 +33,11 @@ from migrate.protocol.messages import (
     ServerState,
 )
 from migrate.reasons import TEXT_MAX, Reason, sayable
-from sim_vmm.payloads import PAYLOADS
+from sim_vmm.payloads import PAYLOADS, InMemoryBlockBackendV1
+from tests.fuzzing.conversations import converse_with_target
+from tests.fuzzing.generation import segments_of
 from tests.fuzzing.limits import peak_memory
+from tests.fuzzing.seeds import seeds
 from tests.specimens import CACHE
 
 WIDE = "\U0001f5a5"
@@ -176,6 +180,20 @@ def test_a_payload_has_the_bounds_of_a_document() -> None:
     ):
         with pytest.raises(PayloadError, match=reason):
             decode_payload(schema, body)
+
+
+@pytest.mark.parametrize(("count", "refused"), [(2, False), (3, True)])
+def test_the_states_of_all_devices_have_a_bound_together(count: int, refused: bool) -> None:
+    """Each fits its frame; they are kept until the last has come."""
+    kind, version = InMemoryBlockBackendV1.SCHEMA.kind, InMemoryBlockBackendV1.SCHEMA.version
+    data = encode_payload(InMemoryBlockBackendV1(bytes(7 * MEBIBYTE)))
+    large = encode_frame(DeviceState(device="com1", payloads=(Payload(kind=kind, version=version, data=data),)))
+    seed = seeds("target")[0]
+    before = [segment.encode() for segment in segments_of(seed[1:]) if segment.type < DeviceState.TYPE]
+    last = ""
+    for segment in segments_of(bytes(converse_with_target(seed[:1] + b"".join(before) + large * count).said_bytes)):
+        last = segment.plain.get("message", "")
+    assert ("more than 16777216 bytes of device state" in last) is refused
 
 
 # What a peer is told

@@ -6,7 +6,7 @@ wrong ends in a machine that is discarded and a source that is told.  After that
 becomes of the image, so a lost link leaves it held, not run: `ImageHeld`.
 """
 
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import attrs
@@ -70,6 +70,10 @@ from migrate.releases import Release
 from migrate.specs.replacements import Replacements
 from sim_vmm.machine import DeviceState as ImportedState
 from sim_vmm.machine import Machine
+
+DEVICE_STATES_MAX: Final = 2 * DeviceState.BODY_MAX
+"""Bytes of all devices' payloads, which are all here before the first is imported.  Only contents of blobs are large,
+and they were in the preamble too."""
 
 
 @attrs.frozen(kw_only=True)
@@ -235,10 +239,14 @@ class _Target:
     async def receive_devices(self, machine: Machine) -> tuple[DeviceState, ...]:
         messages: list[DeviceState] = []
         states: list[ImportedState] = []
+        left = DEVICE_STATES_MAX
         while not isinstance(message := await self.link.receive(), DevicesEnd):
             assert isinstance(message, DeviceState), "the table allows nothing else"
             if len(states) == len(machine.devices):
                 raise RemoteProtocolError(f"the source sends more states than the machine's {len(states)} devices")
+            left -= sum(len(payload.data) for payload in message.payloads)
+            if left < 0:
+                raise RemoteProtocolError(f"the source sends more than {DEVICE_STATES_MAX} bytes of device state")
             messages.append(message)
             states.append(read_device(message, self.settings.release))
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}

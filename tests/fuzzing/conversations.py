@@ -34,7 +34,7 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn
-from migrate.protocol.messages import Failure, Message, RamContent, Role, Transcript
+from migrate.protocol.messages import Failure, Message, Preamble, RamContent, Role, Transcript
 from migrate.releases import NEWEST, builtin_releases
 from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
@@ -43,7 +43,7 @@ from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import PciPath, Spec, SpecKey
 from sim_vmm.spec.components import SerialNumber, SerialPort, VirtioNetworkBackend, VirtioNic
-from tests.fuzzing.limits import CPU_S_MAX, Finding, check_time
+from tests.fuzzing.limits import CPU_S_MAX, SCALES, Finding, check_time, peak_memory
 from tests.in_memory import SWITCH_OVER_ANYWAY
 from tests.machines import make_spec
 
@@ -64,6 +64,8 @@ SPEC: Final = make_spec(
     memory_mb=1,
 )
 GENERATION: Final = 2
+MEMORY_MAX: Final = 3 * Preamble.BODY_MAX
+"""Bytes that a conversation may allocate at once beside guest RAM: its largest frame, and that frame decoded."""
 
 
 class Flags(IntFlag):
@@ -421,6 +423,11 @@ def look_at(machine: Machine) -> None:
 
 
 def examine_conversation(converse: Callable[..., ScriptedLink], data: bytes) -> None:
-    """Raises Finding as `converse`, or because our side took too long over one message."""
+    """Raises Finding as `converse`, or because our side took too long over one message, or too much memory for all."""
     if converse(data).longest_s > CPU_S_MAX:
         check_time(lambda: converse(data, time.thread_time).longest_s, "one message")
+    if SCALES.take(len(data), MEMORY_MAX):
+        with peak_memory() as peak:
+            converse(data)
+        if peak[0] > MEMORY_MAX:
+            raise Finding(f"a conversation of {len(data)} bytes made us allocate {peak[0]}; at most {MEMORY_MAX} may be")

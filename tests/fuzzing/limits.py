@@ -15,7 +15,7 @@ CPU_S_MAX: Final = 0.05
 AGAIN: Final = 8
 """How often an input that seems slow is run again."""
 
-BYTES_PER_BYTE: Final = 200
+BYTES_PER_BYTE: Final = 128
 """What a byte of input may cost at the very worst: an input too short to reach its limit at that rate is light."""
 WEIGHED_ONE_IN: Final = 16
 """Of the light ones."""
