@@ -6,9 +6,10 @@ What the tests that kill have to tell of themselves is said at the end: how many
 import pytest
 from hypothesis import settings
 
+from tests.certificates import holders
 from tests.daemons import clock, neighbourhood
 
-__all__ = ["clock", "neighbourhood"]
+__all__ = ["clock", "holders", "neighbourhood"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

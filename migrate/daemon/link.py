@@ -1,7 +1,7 @@
-"""The engines' link over a TCP connection: frames in, frames out, every move checked against the table.
+"""The engines' link over a byte stream: frames in, frames out, every move checked against the table.
 
 It only moves bytes; no rule of the migration is here.  Page contents go from the buffer that the engine hands over to
-the socket, and from the socket into the machine's mapping.
+the transport, and from the transport into the machine's mapping.
 
 A peer that fails says so and closes.  While we are the ones who speak, that word may be waiting unread, so `send` looks
 before it writes; our own `Failure` goes out without a look, because the peer may be in full flow.  And a connection
@@ -9,15 +9,14 @@ that is closed with unread data is reset, which destroys what we said last; so l
 """
 
 import os
-import select
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
 
 from migrate.daemon.outcome import Cancelling
+from migrate.daemon.transport import PlainTransport, Transport
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -31,7 +30,6 @@ from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamBatch, Role
 
-DRAIN_CHUNK: Final = 1 << 16
 #: Messages of the handoff: each is a point at which a process may die.
 HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
 
@@ -42,15 +40,17 @@ class SocketLink:
     def __init__(
         self,
         role: Role,
-        stream: trio.SocketStream,
+        stream: trio.SocketStream | Transport,
         deadlines: Deadlines,
         on_point: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_point` is told of every message of the handoff, before and after it is sent and after it has come."""
+        """A stream of sockets is used in the clear.
+
+        `on_point` is told of every message of the handoff, before and after it is sent and after it has come."""
         self.role = role
         self._on_point = on_point
         self.conversation = Conversation()
-        self._socket = stream.socket
+        self._transport: Transport = PlainTransport(stream) if isinstance(stream, trio.SocketStream) else stream
         self._deadlines = deadlines
         self.peer_speaks_ours = False  # it has sent our preface
         self._preface_sent = False
@@ -60,8 +60,6 @@ class SocketLink:
         self._cancel_asked = self._cancel_forbidden = False
         self._opening: Message | None = None
         self._torn = False  # half a frame is out, so that nothing can follow it
-        self._readable = select.poll()
-        self._readable.register(self._socket.fileno(), select.POLLIN)
 
     # The port that engines await
 
@@ -128,13 +126,9 @@ class SocketLink:
     async def __aexit__(self, *_: object) -> None:
         """Say goodbye so that the peer hears our last words, then close."""
         with trio.move_on_after(self._deadlines.farewell_s, shield=True):
-            try:
-                self._socket.shutdown(socket.SHUT_WR)
-                while await self._socket.recv(DRAIN_CHUNK):
-                    pass
-            except OSError:
-                pass  # the connection is gone already: nothing is left to be heard
-        self._socket.close()
+            with suppress(OSError, trio.ClosedResourceError):  # it is gone already: nothing is left to be heard
+                await self._transport.leave()
+        self._transport.close()
 
     # Moving bytes
 
@@ -165,7 +159,7 @@ class SocketLink:
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        while self.peer_speaks_ours and self._readable.poll(0) and self.conversation.phase is not Phase.ENDED:
+        while self.peer_speaks_ours and self._transport.has_news() and self.conversation.phase is not Phase.ENDED:
             with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
                 header, body = await self._read_frame()
             if not header.skippable:
@@ -210,10 +204,11 @@ class SocketLink:
         left = sum(map(len, parts))
         for part in parts:
             while part:
-                sent = await self._socket.send(part)
+                sent = await self._transport.send(part)
                 part = part[sent:]
                 left -= sent
                 self._torn = left > 0
+        await self._transport.flush()
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:
         if not self.peer_speaks_ours:
@@ -241,7 +236,7 @@ class SocketLink:
             buffer = buffer[await self._receive_some(buffer, False) :]
 
     async def _receive_some(self, buffer: memoryview, between_frames: bool) -> int:
-        count = await self._socket.recv_into(buffer)
+        count = await self._transport.recv_into(buffer)
         if count == 0:
             where = "between two messages" if between_frames else "in the middle of a message"
             raise TransportLost(
