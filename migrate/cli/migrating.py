@@ -11,13 +11,14 @@ import attrs
 import trio
 from cyclopts import Parameter
 
+from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of, throw_away
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
 from migrate.cli.progress import event_lines, live_progress
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
-from migrate.daemon.address import Address, BadInput
+from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
@@ -64,7 +65,6 @@ Events = Annotated[
     Parameter(allow_leading_hyphen=True, help="Write events as JSON lines to this file; - is standard output."),
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
-Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
 Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network for the machine's NICs.")]
 StorageDirectory = Annotated[
     Path | None, Parameter(name="--storage", help="Directory of the machine's disks, the same for both daemons.")
@@ -99,7 +99,7 @@ def source(
     releases: Releases = None,
     api_version: ApiVersion = None,
     events: Events = None,
-    insecure: Insecure = False,
+    who: AccessOptions = ANYBODY_ON_LOOPBACK,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     take_storage: Annotated[
@@ -126,9 +126,8 @@ def source(
     """
     if spec is None and state_dir is None:
         raise BadInput("SPEC is missing, and there is no --state-dir to find a machine in; see migrate source --help")
-    address = None if listen is None else Address.parse(listen)
-    if address is not None:
-        address.require_loopback(insecure)
+    access = who.access()
+    address = address_of(listen, access)
     settings = SourceSettings(
         node=new_node_name(),
         machine_name="",
@@ -157,6 +156,8 @@ def source(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
+        deadlines=who.deadlines(),
+        access=access,
     )
     with event_log("source", events, json) as log:
         code, report = trio.run(run_source_daemon, options, log)
@@ -178,7 +179,7 @@ def target(
     on_stall: Stall = OnStall.REFUSE,
     releases: Releases = None,
     events: Events = None,
-    insecure: Insecure = False,
+    who: AccessOptions = ANYBODY_ON_LOOPBACK,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
@@ -202,10 +203,8 @@ def target(
     """
     if source is None and state_dir is None:
         raise BadInput("SOURCE is missing, and there is no --state-dir that remembers one; see migrate target --help")
-    from_address, own_address = (None if text is None else Address.parse(text) for text in (source, listen))
-    for address in (from_address, own_address):
-        if address is not None:
-            address.require_loopback(insecure)
+    access = who.access()
+    from_address, own_address = (address_of(text, access) for text in (source, listen))
     release = release_named(to, all_releases(releases))
     node = new_node_name()
     as_source = SourceSettings(
@@ -227,6 +226,8 @@ def target(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
+        deadlines=who.deadlines(),
+        access=access,
     )
     with event_log("target", events, json) as log:
         code, report = trio.run(run_target_daemon, options, log)
@@ -253,6 +254,7 @@ def rehearse(
     storage: StorageDirectory = None,
     wire: Wire = None,
     after_s: float = 0.3,
+    tls: Annotated[bool, Parameter(negative="", help="Mutual TLS, with certificates made for this run.")] = False,
     releases: Releases = None,
     api_version: ApiVersion = None,
     json: Json = False,
@@ -291,14 +293,19 @@ def rehearse(
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
         places = RehearsalPlaces.below(Path(directory), storage, wire, state_dir)
+        secured: dict[str, list[str]] = throw_away(Path(directory) / "certificates") if tls else {}
+
+        def arguments(side: str) -> list[str]:
+            return [*common, *places.arguments(guest, side), *secured.get(side, ())]
+
         options = RehearsalOptions(
             spec=machine,
             replacements=read_replacements_file(replace),
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source")),
-                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target")),
+                source_arguments=(str(spec), *source_arguments, *arguments("source")),
+                target_arguments=(*target_arguments, *arguments("target")),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
                 wire_record=places.leftovers.wire,

@@ -18,6 +18,7 @@ from uuid import uuid4
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
@@ -176,6 +177,7 @@ class SourceOptions:
     die_at: str | None = None
     halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
 
 
 @attrs.frozen(kw_only=True)
@@ -194,6 +196,7 @@ class TargetOptions:
     die_at: str | None = None
     halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
 
 
 RUNS: Final = "is running; ready to be migrated away"
@@ -305,6 +308,7 @@ class Run:
             self.events,
             node=self.node,
             deadlines=self.options.deadlines,
+            access=self.options.access,
             reclaim_after_s=self.options.reclaim_after_s,
         )
         host, port = listeners[0].socket.getsockname()[:2]
@@ -339,7 +343,7 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
 
     async def main(nursery: trio.Nursery) -> None:
         node = run.open_node(nursery)
-        listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN)
+        listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN, options.access)
         with refusing_bad_input():
             run.runner, journal, name = await source_machine(options, node)
         await run.serve(listeners, journal, attrs.evolve(options.settings, node=node.name, machine_name=name))
@@ -459,11 +463,18 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
     if source is None and (kept is None or kept.record.holding is Holding.READY):
         raise BadInput(nothing_here(options.places.state, "give the HOST:PORT of a source"))
     if source is not None:
+        options.access.check(source)
         await node.remember(SOURCE_AT, str(source))
-    listeners = [] if options.listen is None else await listen(options.listen)
+    listeners = [] if options.listen is None else await listen(options.listen, options.access)
     settings = attrs.evolve(options.settings, node=node.name)
     target = run.target = TargetDaemon(
-        source or DEFAULT_LISTEN, node, settings, run.events, retries=options.retries, deadlines=options.deadlines
+        source or DEFAULT_LISTEN,
+        node,
+        settings,
+        run.events,
+        retries=options.retries,
+        deadlines=options.deadlines,
+        access=options.access,
     )
     with refusing_bad_input():
         name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
@@ -531,8 +542,9 @@ async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
     events.tell("guest resumed", blackout_ms=(now.uptime_ns - last.uptime_ns) / 1e6)
 
 
-async def listen(address: Address) -> list[trio.SocketListener]:
-    """Raises BadInput if nobody can listen there."""
+async def listen(address: Address, access: Access) -> list[trio.SocketListener]:
+    """Raises BadInput if nobody can listen there, or nobody may."""
+    access.check(address)
     try:
         return await trio.open_tcp_listeners(address.port, host=address.host)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
@@ -50,6 +51,7 @@ class SourceDaemon:
     events: EventLog
     node: Node | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
     reclaim_after_s: float = RECLAIM_AFTER_S
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -135,7 +137,12 @@ class SourceDaemon:
             return
         self._connections += 1
         try:
-            async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit) as link:
+            try:
+                transport = await self.access.admit(stream, self.deadlines)
+            except MigrationError as error:
+                self.events.tell("turned away", error=str(error))
+                return
+            async with SocketLink(Role.SOURCE, transport, self.deadlines, self._visit) as link:
                 if not await self._is_target(link):
                     return
                 if self._current is None and not self._reclaiming:
