@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Final, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import attrs
 import trio
@@ -20,6 +20,7 @@ from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
+from migrate.daemon.guests import MEMORY_MB_MAX
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
@@ -49,12 +50,10 @@ from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
 from sim_vmm.spec import Spec, build_spec, host_cpuid
 
-MEMORY_MB_MAX: Final = 1 << 22
-"""4 TiB: more guest RAM than this emulation can keep track of in reason."""
-
 From = Annotated[str, Parameter(name="--from", help="Release that the source's build is.")]
 To = Annotated[str, Parameter(name="--to", help="Release that the target's build is.")]
 MemoryMb = Annotated[int | None, Parameter(help="Guest RAM in MiB, in place of the spec's.")]
+MemoryMax = Annotated[int, Parameter(name="--memory-max-mb", help="Refuse a machine with more guest RAM, in MiB.")]
 DowntimeLimit = Annotated[float, Parameter(name="--downtime-limit-ms", help="How long the guest may be away, in ms.")]
 Bandwidth = Annotated[str | None, Parameter(help="Cap for guest RAM, in bytes a second: 100M, 1.5G.")]
 Stall = Annotated[OnStall, Parameter(help="What to do with a guest that dirties memory faster than it is copied.")]
@@ -173,6 +172,7 @@ def target(
     to: To = NEWEST,
     replace: Replace = None,
     retries: Retries = 0,
+    memory_max_mb: MemoryMax = MEMORY_MB_MAX,
     listen: str | None = None,
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,
@@ -220,7 +220,14 @@ def target(
         retries=at_least_0("--retries", retries),
         listen=own_address,
         as_source=as_source if listen is not None else None,
-        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
+        places=Places(
+            storage=storage,
+            wire=wire,
+            artefacts=artefacts,
+            state=state_dir,
+            fenced=not unfenced,
+            memory_mb_max=int(at_least_0("--memory-max-mb", memory_max_mb)),
+        ),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,

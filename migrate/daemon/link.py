@@ -28,7 +28,7 @@ from migrate.errors import (
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamBatch, Role
+from migrate.protocol.messages import MESSAGES, Failure, Message, Preamble, Prepare, RamBatch, Role
 
 #: Messages of the handoff: each is a point at which a process may die.
 HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
@@ -216,9 +216,18 @@ class SocketLink:
             frames.check_preface(bytes(preface))
             self.peer_speaks_ours = True
         header = frames.decode_header(bytes(await self._read(frames.HEADER.size, between_frames=True)))
+        if not header.skippable:
+            self._expect(MESSAGES[header.type])
         body = bytes(await self._read(header.length))
         frames.check_body(header, body)  # of skipped frames, too: a damaged type could make any frame vanish
         return header, body
+
+    def _expect(self, kind: type[Message]) -> None:
+        """Before there is room for it: the peer may say this now.  Who has not said Hello yet costs little so."""
+        try:
+            self.conversation.after(self.role.peer, kind)
+        except OutOfTurn as error:
+            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
 
     async def _read(self, length: int, stop_at: bytes | None = None, between_frames: bool = False) -> bytearray:
         """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""

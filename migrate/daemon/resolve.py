@@ -30,6 +30,7 @@ from migrate.daemon.link import SocketLink
 from migrate.daemon.node import LISTENS_AT, SOURCE_AT, Node, NodeJournal, known_machine
 from migrate.daemon.situation import Situation, situation_of
 from migrate.daemon.state import Debt, MachineState, StateDirectory, StateError
+from migrate.daemon.waiting_room import WaitingRoom
 from migrate.engine.handoff import (
     Holding,
     Ruling,
@@ -272,11 +273,14 @@ class _Resolver:
         except OSError as error:
             self.found.append(f"cannot listen on {address}: {error.strerror or error}")
             return
+        waiting_room = WaitingRoom()
         with trio.move_on_after(self.options.wait_s):
             async with trio.open_nursery() as nursery:
 
                 async def answer(stream: trio.SocketStream) -> None:
-                    if await self._hear(stream):
+                    with waiting_room.caller(stream):
+                        settled = await self._hear(stream)
+                    if settled:
                         nursery.cancel_scope.cancel()
 
                 await trio.serve_listeners(answer, listeners)

@@ -23,7 +23,7 @@ from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
 from migrate.daemon.guest_facts import guest_facts
-from migrate.daemon.guests import GuestRunner, TrioHypervisor
+from migrate.daemon.guests import MEMORY_MB_MAX, GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
 from migrate.daemon.node import LISTENS_AT, SOURCE_AT, AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
@@ -140,7 +140,7 @@ class Places:
     """Where a daemon keeps things: `wire` is a network, `storage` the directory of the disks, `state` what survives it.
 
     Into `artefacts` goes what is left of the machine at the end.  Without `fenced` the storage has no fence, for tests
-    of what must hold without.
+    of what must hold without.  No machine has more guest RAM than `memory_mb_max`.
     """
 
     wire: Path | None = None
@@ -148,6 +148,7 @@ class Places:
     fenced: bool = True
     state: Path | None = None
     artefacts: Path | None = None
+    memory_mb_max: int = MEMORY_MB_MAX
 
 
 @attrs.frozen(kw_only=True)
@@ -248,6 +249,7 @@ class Run:
             wire=places.wire,
             storage=places.storage,
             fenced=places.fenced,
+            memory_mb_max=places.memory_mb_max,
             on_running=lambda runs: self.events.tell("guest runs" if runs else "guest rests"),
             on_boot=lambda: self.events.tell("guest boots"),
             on_point=self.visit,

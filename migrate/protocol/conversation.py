@@ -130,10 +130,17 @@ class Conversation:
         Raises:
             OutOfTurn: the table has no such move; the phase is unchanged.
         """
-        if isinstance(message, Failure) and self.phase is not Phase.ENDED:
-            self.phase = Phase.ENDED
-            return
-        move = (self.phase, sender, type(message))
+        self.phase = self.after(sender, type(message))
+
+    def after(self, sender: Role, kind: type[Message]) -> Phase:
+        """The phase that a message of `kind` leads to.
+
+        Raises:
+            OutOfTurn: the table has no such move.
+        """
+        if kind is Failure and self.phase is not Phase.ENDED:
+            return Phase.ENDED
+        move = (self.phase, sender, kind)
         if move not in NEXT:
             raise OutOfTurn(*move)
-        self.phase = NEXT[move]
+        return NEXT[move]
