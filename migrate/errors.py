@@ -52,6 +52,10 @@ class Refused(MigrationError):
         self.reasons, self.by = tuple(reasons), by
 
 
+class Distrusted(Refused):
+    """One side does not accept who the other is: its certificate, or its name.  `by` is the one that does not."""
+
+
 class StateRefused(Refused):
     """After the verdict the guest brought its devices into a state that no payload version known to both sides carries.
 

@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
+from tests.certificates import holders
 from tests.daemons import clock, neighbourhood
 
-__all__ = ["clock", "neighbourhood"]
+__all__ = ["clock", "holders", "neighbourhood"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -22,6 +22,7 @@ import trio
 import xxhash
 from trio.testing import MockClock
 
+from migrate.daemon.access import Access
 from migrate.daemon.address import Address
 from migrate.daemon.events import Event, EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
@@ -209,6 +210,7 @@ class Neighbourhood:
         deadlines: Deadlines = PATIENT,
         counters: InjectionCounters | None = None,
         bandwidth: float | None = None,
+        access: Access | None = None,
     ) -> Source:
         program = program or StampGuest()
         machine = make_machine(spec or make_spec(EVERY_DEVICE), counters, RELEASES[release].birth(VM_ID))
@@ -231,6 +233,7 @@ class Neighbourhood:
             ),
             EventLog("source", [lambda event: told.append(Told(event, machine.state))]),
             deadlines=deadlines,
+            access=access or Access(),
         )
         listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
         self.nursery.start_soon(daemon.serve, listeners)
@@ -245,6 +248,7 @@ class Neighbourhood:
         retries: int = 0,
         deadlines: Deadlines = PATIENT,
         counters: InjectionCounters | None = None,
+        access: Access | None = None,
     ) -> Target:
         hypervisor = WatchedHypervisor(
             self.nursery,
@@ -259,7 +263,13 @@ class Neighbourhood:
         settings = TargetSettings(node=f"{owner}-node", release=RELEASES[release])
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=events)
         daemon = TargetDaemon(
-            Address(host=LOOPBACK, port=port), node, settings, events, retries=retries, deadlines=deadlines
+            Address(host=LOOPBACK, port=port),
+            node,
+            settings,
+            events,
+            retries=retries,
+            deadlines=deadlines,
+            access=access or Access(),
         )
         return Target(daemon, hypervisor, told)
 

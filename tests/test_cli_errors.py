@@ -95,7 +95,20 @@ REFUSED: list[tuple[list[str], list[str]]] = [
         (["source", EXAMPLE, "--listen", f"{host}:4600"], [f"{host}:4600 is not on loopback", "--insecure"])
         for host in ("0.0.0.0", "192.0.2.1", "example.com", "[::]", "localhost.example.com")
     ],
-    (["target", "192.0.2.1:4600"], ["192.0.2.1:4600 is not on loopback", "--insecure"]),
+    (["target", "192.0.2.1:4600"], ["192.0.2.1:4600 is not on loopback", "--tls-cert", "--insecure"]),
+    (["source", EXAMPLE, "--peer", "target"], ["--tls-cert, --tls-key, --tls-ca missing beside --peer", "all four"]),
+    (["target", "127.0.0.1:1", "--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a"], ["--peer missing beside"]),
+    (
+        ["target", "127.0.0.1:1", "--tls-cert", "{tmp}/none", "--tls-key", "k", "--tls-ca", "a", "--peer", "p"],
+        ["{tmp}/none: cannot be read: No such file"],
+    ),
+    (["source", EXAMPLE, "--limits", "opening_s=soon"], ["--limits 'opening_s=soon'", "opening_s=1"]),
+    (["source", EXAMPLE, "--limits", "patience_s=1"], ["--limits 'patience_s=1'", "opening_s=1"]),
+    (["certs", "{tmp}/new", "--days", "0"], ["--days 0", "more than 0"]),
+    (["certs", "{tmp}/new", "--days", "nan"], ["--days nan", "more than 0"]),
+    (["certs", "{tmp}/new", "--days", "9999"], ["--days 9999", "3650 at most"]),
+    (["certs", "{tmp}/half"], ["{tmp}/half", "cannot be written"]),
+    (["certs"], ["DIRECTORY is missing; see migrate certs --help"]),
     (["target", "127.0.0.1:1", "--listen", "0.0.0.0:1"], ["0.0.0.0:1 is not on loopback", "--insecure"]),
     # Files of options
     (["target", "127.0.0.1:1", "--replace", "{tmp}/none.json"], ["none.json: cannot be read: No such file"]),

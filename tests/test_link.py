@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from migrate.daemon.link import SocketLink, connect
 from migrate.daemon.outcome import Cancelling
+from migrate.daemon.transport import Transport
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -76,10 +77,22 @@ async def source_and_wire(deadlines: Deadlines = PATIENT) -> AsyncIterator[tuple
         await target.aclose()  # or the link would wait for us to hang up
 
 
+Ends = tuple[trio.SocketStream | Transport, trio.SocketStream | Transport]
+
+
+async def in_the_clear(source: trio.SocketStream, target: trio.SocketStream) -> Ends:
+    return source, target
+
+
+#: What links are made over: tests/test_tls_link.py has another.
+carried: Callable[[trio.SocketStream, trio.SocketStream], Awaitable[Ends]] = in_the_clear
+
+
 @asynccontextmanager
 async def both(deadlines: Deadlines = PATIENT) -> AsyncIterator[tuple[SocketLink, SocketLink]]:
     """Two links in conversation; neither waits for the other at the end."""
-    async with connection() as (source, target):
+    async with connection() as streams:
+        source, target = await carried(*streams)
         patience = Deadlines(frame_s=deadlines.frame_s, overrides=deadlines.overrides, farewell_s=0.05)
         async with (
             SocketLink(Role.SOURCE, source, patience) as here,

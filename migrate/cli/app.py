@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import checking, exploring, migrating, specs, state, wire
+from migrate.cli import access, checking, exploring, migrating, specs, state, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
@@ -38,6 +38,7 @@ app.command(state.resolve)
 app.command(exploring.explore)
 app.command(exploring.replay)
 app.command(wire.wire)
+app.command(access.certs)
 
 
 def run(arguments: Sequence[str]) -> int:

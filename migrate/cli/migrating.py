@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Final, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import attrs
 import trio
 from cyclopts import Parameter
 
+from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of, throw_away
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
 from migrate.cli.progress import Event, Watch, event_lines, live_progress
@@ -20,8 +21,9 @@ from migrate.cli.reporting import Report, Trace, leave, leave_migration, rehears
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
-from migrate.daemon.address import Address, BadInput
+from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
+from migrate.daemon.guests import MEMORY_MB_MAX
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
@@ -52,12 +54,10 @@ from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
 from sim_vmm.spec import Spec, build_spec, host_cpuid
 
-MEMORY_MB_MAX: Final = 1 << 22
-"""4 TiB: more guest RAM than this emulation can keep track of in reason."""
-
 From = Annotated[str, Parameter(name="--from", help="Release that the source's build is.")]
 To = Annotated[str, Parameter(name="--to", help="Release that the target's build is.")]
 MemoryMb = Annotated[int | None, Parameter(help="Guest RAM in MiB, in place of the spec's.")]
+MemoryMax = Annotated[int, Parameter(name="--memory-max-mb", help="Refuse a machine with more guest RAM, in MiB.")]
 DowntimeLimit = Annotated[float, Parameter(name="--downtime-limit-ms", help="How long the guest may be away, in ms.")]
 Bandwidth = Annotated[str | None, Parameter(help="Cap for guest RAM, in bytes a second: 100M, 1.5G.")]
 Stall = Annotated[OnStall, Parameter(help="What to do with a guest that dirties memory faster than it is copied.")]
@@ -76,7 +76,6 @@ Events = Annotated[
     Parameter(allow_leading_hyphen=True, help="Write events as JSON lines to this file; - is standard output."),
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
-Insecure = Annotated[bool, Parameter(negative="", help="Allow an address off loopback, in the clear.")]
 Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network for the machine's NICs.")]
 StorageDirectory = Annotated[
     Path | None, Parameter(name="--storage", help="Directory of the machine's disks, the same for both daemons.")
@@ -116,7 +115,7 @@ def source(
     releases: Releases = None,
     api_version: ApiVersion = None,
     events: Events = None,
-    insecure: Insecure = False,
+    who: AccessOptions = ANYBODY_ON_LOOPBACK,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     take_storage: Annotated[
@@ -144,9 +143,8 @@ def source(
     """
     if spec is None and state_dir is None:
         raise BadInput("SPEC is missing, and there is no --state-dir to find a machine in; see migrate source --help")
-    address = None if listen is None else Address.parse(listen)
-    if address is not None:
-        address.require_loopback(insecure)
+    access = who.access()
+    address = address_of(listen, access)
     settings = SourceSettings(
         node=new_node_name(),
         machine_name="",
@@ -175,6 +173,8 @@ def source(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
+        deadlines=who.deadlines(),
+        access=access,
     )
     with event_log("source", events, json) as log:
         log.tells_messages = tell_messages
@@ -191,6 +191,7 @@ def target(
     to: To = NEWEST,
     replace: Replace = None,
     retries: Retries = 0,
+    memory_max_mb: MemoryMax = MEMORY_MB_MAX,
     listen: str | None = None,
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     bandwidth: Bandwidth = None,
@@ -199,7 +200,7 @@ def target(
     precopy_time_max_s: PrecopyTimeMax = None,
     releases: Releases = None,
     events: Events = None,
-    insecure: Insecure = False,
+    who: AccessOptions = ANYBODY_ON_LOOPBACK,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
@@ -224,10 +225,8 @@ def target(
     """
     if source is None and state_dir is None:
         raise BadInput("SOURCE is missing, and there is no --state-dir that remembers one; see migrate target --help")
-    from_address, own_address = (None if text is None else Address.parse(text) for text in (source, listen))
-    for address in (from_address, own_address):
-        if address is not None:
-            address.require_loopback(insecure)
+    access = who.access()
+    from_address, own_address = (address_of(text, access) for text in (source, listen))
     release = release_named(to, all_releases(releases))
     node = new_node_name()
     as_source = SourceSettings(
@@ -243,12 +242,21 @@ def target(
         retries=at_least_0("--retries", retries),
         listen=own_address,
         as_source=as_source if listen is not None else None,
-        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
+        places=Places(
+            storage=storage,
+            wire=wire,
+            artefacts=artefacts,
+            state=state_dir,
+            fenced=not unfenced,
+            memory_mb_max=int(at_least_0("--memory-max-mb", memory_max_mb)),
+        ),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
+        deadlines=who.deadlines(),
+        access=access,
     )
     with event_log("target", events, json) as log:
         log.tells_messages = tell_messages
@@ -278,6 +286,7 @@ def rehearse(
     storage: StorageDirectory = None,
     wire: Wire = None,
     after_s: float = 0.3,
+    tls: Annotated[bool, Parameter(negative="", help="Mutual TLS, with certificates made for this run.")] = False,
     releases: Releases = None,
     api_version: ApiVersion = None,
     report: Report = None,
@@ -328,14 +337,19 @@ def rehearse(
     code = ExitCode.DONE
     with TemporaryDirectory(prefix="migrate-") as directory:
         places = RehearsalPlaces.below(Path(directory), storage, wire, state_dir)
+        secured: dict[str, list[str]] = throw_away(Path(directory) / "certificates") if tls else {}
+
+        def arguments(side: str) -> list[str]:
+            return [*common, *places.arguments(guest, side), *secured.get(side, ())]
+
         options = RehearsalOptions(
             spec=machine,
             replacements=read_replacements_file(replace),
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *common, *places.arguments(guest, "source"), *watched),
-                target_arguments=(*target_arguments, *common, *places.arguments(guest, "target"), *watched),
+                source_arguments=(str(spec), *source_arguments, *arguments("source"), *watched),
+                target_arguments=(*target_arguments, *arguments("target"), *watched),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
                 wire_record=places.leftovers.wire,

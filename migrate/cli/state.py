@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import trio
 from cyclopts import Parameter
 
+from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of
 from migrate.cli.checking import Releases
 from migrate.cli.migrating import StorageDirectory, To, at_least_0
 from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.progress import event_lines
 from migrate.cli.specs import Json
-from migrate.daemon.address import Address, BadInput
+from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog
 from migrate.daemon.resolve import Force, Resolution, ResolveOptions
 from migrate.daemon.resolve import resolve as settle
@@ -95,6 +96,7 @@ def resolve(
     ] = False,
     to: To = NEWEST,
     releases: Releases = None,
+    who: AccessOptions = ANYBODY_ON_LOOPBACK,
     json: Json = False,
 ) -> int:
     """Settle what a dead daemon left in doubt, and say what is known, what is not, and what you may do.
@@ -104,15 +106,18 @@ def resolve(
     if force_own is not None and force_abandon is not None:
         raise BadInput("--force-own and --force-abandon contradict each other: give one")
     force = Force.OWN if force_own is not None else Force.ABANDON if force_abandon is not None else None
+    access = who.access()
     options = ResolveOptions(
         state=state_dir,
         release=release_named(to, all_releases(releases)),
         storage=storage,
-        source=None if source is None else Address.parse(source),
+        source=address_of(source, access),
         wait_s=at_least_0("--wait-s", wait_s),
         force=force,
         generation=(force_own if force_own is not None else force_abandon) or 0,
         accept_journal=accept_journal,
+        deadlines=who.deadlines(),
+        access=access,
     )
     try:
         StateDirectory.look(state_dir)

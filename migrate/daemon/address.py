@@ -38,15 +38,3 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def require_loopback(self, insecure: bool) -> None:
-        """Off loopback anybody could take or give a machine, so it has to be asked for in so many words.
-
-        Raises:
-            BadInput: not on loopback, and not told to.
-        """
-        if not self.is_loopback and not insecure:
-            raise BadInput(
-                f"{self} is not on loopback, where a migration is neither encrypted nor authenticated; use 127.0.0.1, "
-                "or say --insecure"
-            )

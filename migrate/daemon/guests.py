@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import attrs
 import trio
@@ -31,6 +32,9 @@ from sim_vmm.spec import Spec
 
 STEP_EVERY_S = 0.005
 """A guest step is a few pages and now and then a line: 200 steps a second are a lightly loaded machine."""
+
+MEMORY_MB_MAX: Final = 1 << 22
+"""4 TiB: more guest RAM than this emulation can keep track of in reason."""
 
 
 def ignore(_: object) -> None:
@@ -170,8 +174,9 @@ class TrioHypervisor:
     With `audited`, an image of each machine is kept as it was just before it ran, for an audit: this costs the
     blackout an export of the devices, and copies of RAM pages only as the guest writes them.  The machines' NICs are on
     the wire at the path `wire`, if there is one, and their disks in the directory `storage`, behind its fence.  Guest
-    RAM is in a file where `ram_path` says, if it does.  `on_running` is told when a guest begins to run and when it has
-    ceased to, `on_boot` when one has been booted, `on_point` around every change of the fence's register.
+    RAM is in a file where `ram_path` says, if it does, and at most `memory_mb_max` MiB.  `on_running` is told when a
+    guest begins to run and when it has ceased to, `on_boot` when one has been booted, `on_point` around every change of
+    the fence's register.
     """
 
     nursery: trio.Nursery
@@ -179,6 +184,7 @@ class TrioHypervisor:
     wire: Path | None = None
     storage: Path | None = None
     fenced: bool = True
+    memory_mb_max: int = MEMORY_MB_MAX
     ram_path: Callable[[Birth], Path] | None = None
     counters: InjectionCounters = attrs.field(factory=InjectionCounters)
     host_clock: HostClock = attrs.field(factory=SystemClock)
@@ -217,6 +223,8 @@ class TrioHypervisor:
         """
         memory_bytes = spec.board.memory_mb * MIB
         try:
+            if spec.board.memory_mb > self.memory_mb_max:  # a spec comes from a peer: nothing is sized by it before
+                raise ValueError(f"{spec.board.memory_mb} MiB of guest RAM; at most {self.memory_mb_max} here")
             if reasons := list(unusable_requests(spec)):
                 raise ValueError(sentence(reasons))
             memory, path = None, ram

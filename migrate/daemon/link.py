@@ -1,7 +1,7 @@
-"""The engines' link over a TCP connection: frames in, frames out, every move checked against the table.
+"""The engines' link over a byte stream: frames in, frames out, every move checked against the table.
 
 It only moves bytes; no rule of the migration is here.  Page contents go from the buffer that the engine hands over to
-the socket, and from the socket into the machine's mapping.
+the transport, and from the transport into the machine's mapping.
 
 A peer that fails says so and closes.  While we are the ones who speak, that word may be waiting unread, so `send` looks
 before it writes; our own `Failure` goes out without a look, because the peer may be in full flow.  And a connection
@@ -10,13 +10,13 @@ that is closed with unread data is reset, which destroys what we said last; so l
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
 
 from migrate.daemon.outcome import Cancelling
-from migrate.daemon.transport import PlainTransport
+from migrate.daemon.transport import PlainTransport, Transport
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -28,9 +28,8 @@ from migrate.errors import (
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Failure, Message, Preamble, Prepare, RamContent, Role
+from migrate.protocol.messages import MESSAGES, Failure, Message, Preamble, Prepare, RamContent, Role
 
-DRAIN_CHUNK: Final = 1 << 16
 #: Messages of the handoff: each is a point at which a process may die.
 HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
 
@@ -41,20 +40,21 @@ class SocketLink:
     def __init__(
         self,
         role: Role,
-        stream: trio.SocketStream,
+        stream: trio.SocketStream | Transport,
         deadlines: Deadlines,
         on_point: Callable[[str], None] | None = None,
         on_message: Callable[[str, Message, int], None] | None = None,
     ) -> None:
-        """`on_point` is told of every message of the handoff, before and after it is sent and after it has come.
+        """A stream of sockets is used in the clear.
 
-        `on_message` is told of every message that this side `sends` and `receives`, with its size in bytes.
+        `on_point` is told of every message of the handoff, before and after it is sent and after it has come;
+        `on_message` of every message that this side `sends` and `receives`, with its size in bytes.
         """
         self.role = role
         self._on_point = on_point
         self._on_message = on_message
         self.conversation = Conversation()
-        self._transport = PlainTransport(stream)
+        self._transport: Transport = PlainTransport(stream) if isinstance(stream, trio.SocketStream) else stream
         self._deadlines = deadlines
         self.peer_speaks_ours = False  # it has sent our preface
         self._preface_sent = False
@@ -140,13 +140,8 @@ class SocketLink:
     async def __aexit__(self, *_: object) -> None:
         """Say goodbye so that the peer hears our last words, then close."""
         with trio.move_on_after(self._deadlines.farewell_s, shield=True):
-            try:
-                self._transport.shutdown()
-                waste = memoryview(bytearray(DRAIN_CHUNK))
-                while await self._transport.recv_into(waste):
-                    pass
-            except OSError:
-                pass  # the connection is gone already: nothing is left to be heard
+            with suppress(OSError, trio.ClosedResourceError):  # it is gone already: nothing is left to be heard
+                await self._transport.leave()
         self._transport.close()
 
     # Moving bytes
@@ -178,7 +173,7 @@ class SocketLink:
 
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
-        while self.peer_speaks_ours and self._transport.readable and self.conversation.phase is not Phase.ENDED:
+        while self.peer_speaks_ours and self._transport.has_news() and self.conversation.phase is not Phase.ENDED:
             with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
                 header, body = await self._read_frame()
             if not header.skippable:
@@ -231,6 +226,7 @@ class SocketLink:
             if left:
                 left[0] = left[0][sent:]
             self._torn = bool(left)
+        await self._transport.flush()
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:
         if not self.peer_speaks_ours:
@@ -238,9 +234,18 @@ class SocketLink:
             frames.check_preface(bytes(preface))
             self.peer_speaks_ours = True
         header = frames.decode_header(bytes(await self._read(frames.HEADER.size, between_frames=True)))
+        if not header.skippable:
+            self._expect(MESSAGES[header.type])
         body = bytes(await self._read(header.length))
         frames.check_body(header, body)  # of skipped frames, too: a damaged type could make any frame vanish
         return header, body
+
+    def _expect(self, kind: type[Message]) -> None:
+        """Before there is room for it: the peer may say this now.  Who has not said Hello yet costs little so."""
+        try:
+            self.conversation.after(self.role.peer, kind)
+        except OutOfTurn as error:
+            raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
 
     async def _read(self, length: int, stop_at: bytes | None = None, between_frames: bool = False) -> bytearray:
         """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""

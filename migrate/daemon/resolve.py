@@ -21,14 +21,16 @@ from pathlib import Path
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.events import EventLog
 from migrate.daemon.fence import TrioFence
 from migrate.daemon.guests import TrioHypervisor
-from migrate.daemon.link import SocketLink, connect
+from migrate.daemon.link import SocketLink
 from migrate.daemon.node import LISTENS_AT, SOURCE_AT, Node, NodeJournal, known_machine
 from migrate.daemon.situation import Situation, situation_of
 from migrate.daemon.state import Debt, MachineState, StateDirectory, StateError
+from migrate.daemon.waiting_room import WaitingRoom
 from migrate.engine.handoff import (
     Holding,
     Ruling,
@@ -66,6 +68,7 @@ class ResolveOptions:
     generation: int = 0
     accept_journal: bool = False
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
 
 
 @attrs.frozen(kw_only=True)
@@ -229,8 +232,8 @@ class _Resolver:
         self, address: Address, converse: Callable[[SocketLink], Awaitable[None]], heard: str | None
     ) -> None:
         try:
-            stream = await connect(address.host, address.port, self.options.deadlines)
-            async with SocketLink(Role.TARGET, stream, self.options.deadlines) as link:
+            transport = await self.options.access.connect(address, self.options.deadlines)
+            async with SocketLink(Role.TARGET, transport, self.options.deadlines) as link:
                 await converse(link)
         except MigrationError as error:
             self.found.append(str(error))
@@ -264,16 +267,20 @@ class _Resolver:
             self.found.append("where this node listened is not known, so no target can find it")
             return
         address = Address.parse(text)
+        self.options.access.check(address)
         try:
             listeners = await trio.open_tcp_listeners(address.port, host=address.host)
         except OSError as error:
             self.found.append(f"cannot listen on {address}: {error.strerror or error}")
             return
+        waiting_room = WaitingRoom()
         with trio.move_on_after(self.options.wait_s):
             async with trio.open_nursery() as nursery:
 
                 async def answer(stream: trio.SocketStream) -> None:
-                    if await self._hear(stream):
+                    with waiting_room.caller(stream):
+                        settled = await self._hear(stream)
+                    if settled:
                         nursery.cancel_scope.cancel()
 
                 await trio.serve_listeners(answer, listeners)
@@ -286,7 +293,8 @@ class _Resolver:
         """Whether the target has come, and said how things are."""
         record = self.journal.record
         try:
-            async with SocketLink(Role.SOURCE, stream, self.options.deadlines) as link:
+            transport = await self.options.access.admit(stream, self.options.deadlines)
+            async with SocketLink(Role.SOURCE, transport, self.options.deadlines) as link:
                 first = await link.receive()
                 is_ours = (
                     isinstance(first, Inquire)

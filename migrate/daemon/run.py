@@ -18,11 +18,12 @@ from uuid import uuid4
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
 from migrate.daemon.guest_facts import guest_facts
-from migrate.daemon.guests import GuestRunner, TrioHypervisor
+from migrate.daemon.guests import MEMORY_MB_MAX, GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
 from migrate.daemon.node import LISTENS_AT, SOURCE_AT, AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
@@ -139,7 +140,7 @@ class Places:
     """Where a daemon keeps things: `wire` is a network, `storage` the directory of the disks, `state` what survives it.
 
     Into `artefacts` goes what is left of the machine at the end.  Without `fenced` the storage has no fence, for tests
-    of what must hold without.
+    of what must hold without.  No machine has more guest RAM than `memory_mb_max`.
     """
 
     wire: Path | None = None
@@ -147,6 +148,7 @@ class Places:
     fenced: bool = True
     state: Path | None = None
     artefacts: Path | None = None
+    memory_mb_max: int = MEMORY_MB_MAX
 
 
 @attrs.frozen(kw_only=True)
@@ -176,6 +178,7 @@ class SourceOptions:
     die_at: str | None = None
     halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
 
 
 @attrs.frozen(kw_only=True)
@@ -194,6 +197,7 @@ class TargetOptions:
     die_at: str | None = None
     halt_at: str | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
 
 
 RUNS: Final = "is running; ready to be migrated away"
@@ -245,6 +249,7 @@ class Run:
             wire=places.wire,
             storage=places.storage,
             fenced=places.fenced,
+            memory_mb_max=places.memory_mb_max,
             on_running=lambda runs: self.events.tell("guest runs" if runs else "guest rests"),
             on_boot=lambda: self.events.tell("guest boots"),
             on_point=self.visit,
@@ -305,6 +310,7 @@ class Run:
             self.events,
             node=self.node,
             deadlines=self.options.deadlines,
+            access=self.options.access,
             reclaim_after_s=self.options.reclaim_after_s,
         )
         host, port = listeners[0].socket.getsockname()[:2]
@@ -339,7 +345,7 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
 
     async def main(nursery: trio.Nursery) -> None:
         node = run.open_node(nursery)
-        listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN)
+        listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN, options.access)
         with refusing_bad_input():
             run.runner, journal, name = await source_machine(options, node)
         await run.serve(listeners, journal, attrs.evolve(options.settings, node=node.name, machine_name=name))
@@ -459,11 +465,18 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
     if source is None and (kept is None or kept.record.holding is Holding.READY):
         raise BadInput(nothing_here(options.places.state, "give the HOST:PORT of a source"))
     if source is not None:
+        options.access.check(source)
         await node.remember(SOURCE_AT, str(source))
-    listeners = [] if options.listen is None else await listen(options.listen)
+    listeners = [] if options.listen is None else await listen(options.listen, options.access)
     settings = attrs.evolve(options.settings, node=node.name)
     target = run.target = TargetDaemon(
-        source or DEFAULT_LISTEN, node, settings, run.events, retries=options.retries, deadlines=options.deadlines
+        source or DEFAULT_LISTEN,
+        node,
+        settings,
+        run.events,
+        retries=options.retries,
+        deadlines=options.deadlines,
+        access=options.access,
     )
     with refusing_bad_input():
         name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
@@ -531,8 +544,9 @@ async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
     events.tell("guest resumed", blackout_ms=(now.uptime_ns - last.uptime_ns) / 1e6)
 
 
-async def listen(address: Address) -> list[trio.SocketListener]:
-    """Raises BadInput if nobody can listen there."""
+async def listen(address: Address, access: Access) -> list[trio.SocketListener]:
+    """Raises BadInput if nobody can listen there, or nobody may."""
+    access.check(address)
     try:
         return await trio.open_tcp_listeners(address.port, host=address.host)
     except OSError as error:

@@ -12,12 +12,14 @@ from typing import Final
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
+from migrate.daemon.waiting_room import Caller, WaitingRoom
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import StorageTaken
@@ -28,8 +30,6 @@ from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff
 
-CONNECTIONS_MAX: Final = 64
-"""Connections looked at at once; what comes beyond is closed unread."""
 RECLAIM_AFTER_S: Final = 10.0
 
 BUSY: Final = Reason(
@@ -50,6 +50,7 @@ class SourceDaemon:
     events: EventLog
     node: Node | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
     reclaim_after_s: float = RECLAIM_AFTER_S
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -57,7 +58,7 @@ class SourceDaemon:
     lost: bool = False
     _current: SocketLink | None = None
     _reclaiming: bool = False
-    _connections: int = 0
+    _waiting_room: WaitingRoom = attrs.field(factory=WaitingRoom)
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Return when a target owns the machine; with `lost` set, when it must not run here and nobody was given it."""
@@ -130,31 +131,33 @@ class SourceDaemon:
         await self._note(AttemptOutcome(attempt=attempt, error=error))
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        if self._connections >= CONNECTIONS_MAX:
-            await stream.aclose()
-            return
-        self._connections += 1
-        try:
-            async with SocketLink(Role.SOURCE, stream, self.deadlines, self._visit, self.events.note_message) as link:
-                if not await self._is_target(link):
+        with self._waiting_room.caller(stream) as caller:
+            try:
+                transport = await self.access.admit(stream, self.deadlines)
+            except MigrationError as error:
+                self.events.tell("turned away", error=caller.explain(error))
+                return
+            async with SocketLink(
+                Role.SOURCE, transport, self.deadlines, self._visit, self.events.note_message
+            ) as link:
+                if not await self._is_target(link, caller):
                     return
-                if self._current is None and not self._reclaiming:
-                    self._current = link
-                    try:
-                        await self._attempt(link)
-                    finally:
-                        self._current = None
-                else:
+                if self._current is not None or self._reclaiming:
                     await self._turn_away(link)
-        finally:
-            self._connections -= 1
+                    return
+                self._waiting_room.let_in(caller)
+                self._current = link
+                try:
+                    await self._attempt(link)
+                finally:
+                    self._current = None
 
-    async def _is_target(self, link: SocketLink) -> bool:
+    async def _is_target(self, link: SocketLink, caller: Caller) -> bool:
         """Whether a target is there: nobody occupies the machine before having opened the conversation."""
         try:
             await link.hear_opening()
         except MigrationError as error:
-            self.events.tell("turned away", error=str(error))
+            self.events.tell("turned away", error=caller.explain(error))
             if link.peer_speaks_ours:
                 await tell_failure(link, "hello", error)
             return False

@@ -12,12 +12,13 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
+from migrate.daemon.access import Access
 from migrate.daemon.address import Address
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.journal import Owed
-from migrate.daemon.link import SocketLink, connect
+from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.state import Debt
@@ -64,6 +65,7 @@ class TargetDaemon:
     events: EventLog
     retries: int = 0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
+    access: Access = attrs.field(factory=Access)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
@@ -213,8 +215,8 @@ class TargetDaemon:
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
-        stream = await connect(address.host, address.port, self.deadlines)
-        async with SocketLink(Role.TARGET, stream, self.deadlines, self._visit, self.events.note_message) as link:
+        transport = await self.access.connect(address, self.deadlines)
+        async with SocketLink(Role.TARGET, transport, self.deadlines, self._visit, self.events.note_message) as link:
             self._link = link
             if self.cancelled:  # while there was no link
                 link.cancel()

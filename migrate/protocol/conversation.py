@@ -147,9 +147,17 @@ class Conversation:
             OutOfTurn: the table has no such move; the phase is unchanged.
         """
         move = (self.phase, sender, message.__class__)
+        self.phase = NEXT[move] if move in NEXT else self.after(sender, message.__class__)
+
+    def after(self, sender: Role, kind: type[Message]) -> Phase:
+        """The phase that a message of `kind` leads to.
+
+        Raises:
+            OutOfTurn: the table has no such move.
+        """
+        move = (self.phase, sender, kind)
         if move in NEXT:
-            self.phase = NEXT[move]
-        elif isinstance(message, Failure) and self.phase is not Phase.ENDED:
-            self.phase = Phase.ENDED
-        else:
-            raise OutOfTurn(*move)
+            return NEXT[move]
+        if kind is Failure and self.phase is not Phase.ENDED:
+            return Phase.ENDED
+        raise OutOfTurn(*move)

@@ -18,9 +18,10 @@ OPENING_PHASES: Final = frozenset({Phase.HELLO, Phase.WELCOME, Phase.SETTLE, Pha
 
 @attrs.frozen(kw_only=True)
 class Deadlines:
-    """Seconds.  `overrides` replaces the allowance of single phases."""
+    """Seconds; `handshake_s` is for all of TLS's.  `overrides` replaces the allowance of single phases."""
 
     connect_s: float = 10.0
+    handshake_s: float = 10.0
     frame_s: float = 30.0
     opening_s: float = 10.0
     phase_s: float = 60.0

@@ -19,6 +19,7 @@ import xxhash
 from migrate import cbor
 from migrate.errors import NotOurProtocol, RemoteProtocolError
 from migrate.plain import Misfit, make_converter, quote, structure
+from migrate.protocol.languages import language_of
 from migrate.protocol.messages import (
     ITEMS_MAX,
     MESSAGES,
@@ -147,9 +148,13 @@ def check_body(header: Header, body: bytes) -> None:
 
 
 def check_preface(data: bytes) -> None:
-    """Raise NotOurProtocol, quoting what came instead, unless `data` is the preface."""
-    if data != PREFACE:
-        raise NotOurProtocol(f"the peer does not speak this protocol: it sent {quote(data)}")
+    """Raise NotOurProtocol, quoting and if possible naming what came instead, unless `data` is the preface."""
+    if data == PREFACE:
+        return
+    language = language_of(data)
+    named = "" if language is None else f", which is {language}"
+    hint = "; only one of both sides was started with TLS" if language == "TLS" else ""
+    raise NotOurProtocol(f"the peer does not speak this protocol: it sent {quote(data)}{named}{hint}")
 
 
 def _checksum(frame_type: int, body: bytes) -> int:
