@@ -43,7 +43,7 @@ from migrate.engine.handoff import Holding
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
-from migrate.protocol.messages import NAME_MAX
+from migrate.protocol.messages import NAME_MAX, STREAMS_MAX
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
@@ -74,6 +74,9 @@ Retries = Annotated[int, Parameter(help="How often the target tries again after 
 Events = Annotated[
     str | None,
     Parameter(allow_leading_hyphen=True, help="Write events as JSON lines to this file; - is standard output."),
+]
+StreamCount = Annotated[
+    int, Parameter(name="--streams", help=f"Connections for guest RAM, 1 to {STREAMS_MAX}; the target opens them.")
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random, 0 or more: the contents of guest RAM.")]
 Wire = Annotated[Path | None, Parameter(help="Where `migrate wire` has a network for the machine's NICs.")]
@@ -191,6 +194,7 @@ def target(
     to: To = NEWEST,
     replace: Replace = None,
     retries: Retries = 0,
+    streams: StreamCount = 1,
     memory_max_mb: MemoryMax = MEMORY_MB_MAX,
     listen: str | None = None,
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
@@ -240,6 +244,7 @@ def target(
         source=from_address,
         settings=TargetSettings(node=node, release=release, replacements=read_replacements_file(replace)),
         retries=at_least_0("--retries", retries),
+        streams=streams_of(streams),
         listen=own_address,
         as_source=as_source if listen is not None else None,
         places=Places(
@@ -266,6 +271,12 @@ def target(
     return code
 
 
+def streams_of(count: int) -> int:
+    if not 1 <= count <= STREAMS_MAX:
+        raise BadInput(f"--streams is {count}; it must be 1 to {STREAMS_MAX}")
+    return count
+
+
 def rehearse(
     spec: Path,
     /,
@@ -281,6 +292,7 @@ def rehearse(
     precopy_time_max_s: PrecopyTimeMax = None,
     replace: Replace = None,
     retries: Retries = 0,
+    streams: StreamCount = 1,
     seed: Seed = 0,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
@@ -327,7 +339,14 @@ def rehearse(
             **limits,
         }
     )
-    target_arguments = _arguments({"--to": to, "--replace": replace, "--retries": at_least_0("--retries", retries)})
+    target_arguments = _arguments(
+        {
+            "--to": to,
+            "--replace": replace,
+            "--retries": at_least_0("--retries", retries),
+            "--streams": streams_of(streams),
+        }
+    )
     if state_dir is not None:
         require_unused(state_dir)
     require_writable(report=report, trace=trace, events=events)

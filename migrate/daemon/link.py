@@ -8,14 +8,17 @@ before it writes; our own `Failure` goes out without a look, because the peer ma
 that is closed with unread data is reset, which destroys what we said last; so leaving drains before it closes.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
 from migrate.daemon.outcome import Cancelling
+from migrate.daemon.streams import Dial, StreamsOf
 from migrate.daemon.transport import PlainTransport, Transport
 from migrate.errors import (
     DeadlineExpired,
@@ -28,7 +31,21 @@ from migrate.errors import (
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import MESSAGES, Failure, Message, Preamble, Prepare, RamContent, Role
+from migrate.protocol.messages import (
+    MESSAGES,
+    Accept,
+    Failure,
+    Message,
+    Preamble,
+    Prepare,
+    RamContent,
+    Role,
+    RoundEnd,
+    Streams,
+    Welcome,
+)
+
+T = TypeVar("T")
 
 #: Messages of the handoff: each is a point at which a process may die.
 HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
@@ -44,8 +61,10 @@ class SocketLink:
         deadlines: Deadlines,
         on_point: Callable[[str], None] | None = None,
         on_message: Callable[[str, Message, int], None] | None = None,
+        dial: Dial | None = None,
+        streams: int = 1,
     ) -> None:
-        """A stream of sockets is used in the clear.
+        """A stream of sockets is used in the clear.  A target that can `dial` opens so many `streams` in all for RAM.
 
         `on_point` is told of every message of the handoff, before and after it is sent and after it has come;
         `on_message` of every message that this side `sends` and `receives`, with its size in bytes.
@@ -64,6 +83,8 @@ class SocketLink:
         self._cancel_asked = self._cancel_forbidden = False
         self._opening: Message | None = None
         self._torn = False  # half a frame is out, so that nothing can follow it
+        self.streams = StreamsOf(self, dial, streams)
+        self.over = trio.Event()
 
     # The port that engines await
 
@@ -76,17 +97,37 @@ class SocketLink:
         if not isinstance(message, Failure):
             limit_s = self._deadlines.frame_s
             await self._look_for_failure()
+        if isinstance(message, Accept):
+            await self.streams.open()
+        if isinstance(message, RoundEnd):
+            for link in self.streams.links:
+                await self.by_way_of(link, partial(link.send, message))
         data = self._encode(message)
         self._visit("before send", message)
         self._note("sends", message, len(data))
         with self._bounded(f"sending {type(message).__name__}", limit_s):
             await self._write(memoryview(data))
         self._visit("after send", message)
+        if isinstance(message, RoundEnd):
+            self.streams.note_round()
 
     async def receive(self) -> Message:
         if self._opening is not None:
             message, self._opening = self._opening, None
             return message
+        message = await (self.streams.receive() if self.streams.carry else self.receive_here())
+        while isinstance(message, Streams):
+            self.streams.announce(message)
+            message = await self.receive_here()
+        if isinstance(message, Welcome):
+            self.streams.version = message.protocol_version
+        if isinstance(message, Accept):
+            with self.patiently("waiting for the target's further connections"):
+                await self.streams.have_come()
+        return message
+
+    async def receive_here(self) -> Message:
+        """The next message on this very connection."""
         with self._bounded("waiting for the peer", self._deadlines.frame_s):
             frame = await self._read_frame()
             while frame[0].skippable:
@@ -97,12 +138,20 @@ class SocketLink:
 
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._look_for_failure()
+        link = self.streams.next_carrier()
+        if link is not self:
+            await self.by_way_of(link, partial(link.send_ram, batch, content))
+            return
         data = self._encode(batch)
         self._note("sends", batch, len(data) + content.nbytes)
         with self._bounded("sending guest RAM", self._deadlines.frame_s):
             await self._write(memoryview(data), content)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
+        link = self.streams.carrier
+        if link is not self:
+            await self.by_way_of(link, partial(link.receive_ram, buffers))
+            return
         with self._bounded("waiting for guest RAM", self._deadlines.frame_s):
             for buffer in buffers:
                 await self._read_into(buffer)
@@ -132,7 +181,48 @@ class SocketLink:
         self._cancel_asked = True
         if self._cancel_scope is not None:
             self._cancel_scope.cancel()
+        self.streams.cancel()
         return Cancelling.CANCELLED
+
+    # What streams need of each other
+
+    @property
+    def opening(self) -> Message | None:
+        """What the peer has opened this connection with, if the engine has not taken it yet."""
+        return self._opening
+
+    @property
+    def has_news(self) -> bool:
+        return self._transport.has_news()
+
+    async def news(self) -> None:
+        await self._transport.news()
+
+    def another(self, transport: Transport) -> "SocketLink":
+        """A further connection to the same peer."""
+        return SocketLink(self.role, transport, self._deadlines)
+
+    def has_time(self) -> None:
+        """No phase of its own bounds it any more, as the conversation's phases do."""
+        self._phase_ends = math.inf
+
+    def patiently(self, doing: str) -> AbstractContextManager[None]:
+        return self._bounded(doing, self._deadlines.frame_s)
+
+    async def by_way_of(self, link: "SocketLink", work: Callable[[], Awaitable[T]]) -> T:
+        """`work` on a stream.  A peer that fails closes its streams, and says in the conversation why."""
+        try:
+            return await work()
+        except TransportLost:
+            if link is not self:
+                with trio.move_on_after(self._deadlines.farewell_s):
+                    await self.news()
+                await self._look_for_failure()
+            raise
+
+    def abandon(self) -> None:
+        self.over.set()
+        self._transport.close()
 
     async def __aenter__(self) -> "SocketLink":
         return self
@@ -143,6 +233,7 @@ class SocketLink:
             with suppress(OSError, trio.ClosedResourceError):  # it is gone already: nothing is left to be heard
                 await self._transport.leave()
         self._transport.close()
+        self.streams.close()
 
     # Moving bytes
 

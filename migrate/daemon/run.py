@@ -189,6 +189,7 @@ class TargetOptions:
     settings: TargetSettings
     places: Places = attrs.field(factory=Places)
     retries: int = 0
+    streams: int = 1
     listen: Address | None = None
     as_source: SourceSettings | None = None
     reclaim_after_s: float = RECLAIM_AFTER_S
@@ -475,6 +476,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         settings,
         run.events,
         retries=options.retries,
+        streams=options.streams,
         deadlines=options.deadlines,
         access=options.access,
     )

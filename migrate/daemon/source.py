@@ -19,6 +19,7 @@ from migrate.daemon.guests import GuestRunner
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
+from migrate.daemon.streams import carry_ram
 from migrate.daemon.waiting_room import Caller, WaitingRoom
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
@@ -26,7 +27,7 @@ from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Refuse, Role
+from migrate.protocol.messages import Attach, Refuse, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff
 
@@ -142,6 +143,10 @@ class SourceDaemon:
             ) as link:
                 if not await self._is_target(link, caller):
                     return
+                if isinstance(link.opening, Attach):
+                    self._waiting_room.let_in(caller)
+                    await self._carry_ram(link, link.opening)
+                    return
                 if self._current is not None or self._reclaiming:
                     await self._turn_away(link)
                     return
@@ -151,6 +156,12 @@ class SourceDaemon:
                     await self._attempt(link)
                 finally:
                     self._current = None
+
+    async def _carry_ram(self, link: SocketLink, attach: Attach) -> None:
+        try:
+            await carry_ram(link, attach, self._current)
+        except MigrationError as error:
+            self.events.tell("turned away", error=str(error))
 
     async def _is_target(self, link: SocketLink, caller: Caller) -> bool:
         """Whether a target is there: nobody occupies the machine before having opened the conversation."""

@@ -22,6 +22,7 @@ from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.state import Debt
+from migrate.daemon.transport import Transport
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import NEVER_HAD, declining, taken_already
 from migrate.engine.no_link import NoLink
@@ -66,6 +67,7 @@ class TargetDaemon:
     retries: int = 0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
+    streams: int = 1
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
@@ -215,8 +217,12 @@ class TargetDaemon:
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
-        transport = await self.access.connect(address, self.deadlines)
-        async with SocketLink(Role.TARGET, transport, self.deadlines, self._visit, self.events.note_message) as link:
+        async def dial() -> Transport:
+            return await self.access.connect(address, self.deadlines)
+
+        async with SocketLink(
+            Role.TARGET, await dial(), self.deadlines, self._visit, self.events.note_message, dial, self.streams
+        ) as link:
             self._link = link
             if self.cancelled:  # while there was no link
                 link.cancel()

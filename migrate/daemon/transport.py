@@ -70,6 +70,9 @@ class Transport(Protocol):
     def has_news(self) -> bool:
         """Whether `recv_into` would return, or raise, without waiting."""
 
+    async def news(self) -> None:
+        """Return when `has_news` may be true."""
+
     async def leave(self) -> None:
         """Say that no more comes, and read until the peer hangs up: a reset would destroy our last words."""
 
@@ -116,6 +119,10 @@ class PlainTransport:
 
     def has_news(self) -> bool:
         return bool(self._readable.poll(0))
+
+    async def news(self) -> None:
+        self._wake_at(1)
+        await trio.lowlevel.wait_readable(self._file)
 
     async def leave(self) -> None:
         self._wake_at(1)
@@ -231,6 +238,10 @@ class TlsTransport:
             if not self._read_now():
                 return bool(self._readable.poll(0))  # the end, or an error
         return True
+
+    async def news(self) -> None:
+        while not self.has_news():
+            await trio.lowlevel.wait_readable(self._socket.fileno())
 
     async def leave(self) -> None:
         with suppress(ssl.SSLError):  # it would wait for the peer's word; ours is in the BIO, as is any alert

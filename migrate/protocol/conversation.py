@@ -18,6 +18,7 @@ from migrate.errors import MigrationError
 from migrate.protocol.messages import (
     Abandon,
     Accept,
+    Attach,
     Commit,
     Declined,
     DevicesEnd,
@@ -41,6 +42,7 @@ from migrate.protocol.messages import (
     RoundStored,
     ServerState,
     Settle,
+    Streams,
     TimeOfDay,
     Transcript,
     Unknown,
@@ -67,6 +69,7 @@ class Phase(StrEnum):
     OWNED = "owned"
     RELEASE = "release"
     SETTLE = "settle"
+    STREAM = "stream"
     ENDED = "ended"
 
 
@@ -77,6 +80,7 @@ NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
     (Phase.WELCOME, SOURCE, Welcome): Phase.PREAMBLE,
     (Phase.WELCOME, SOURCE, Refuse): Phase.ENDED,
     (Phase.PREAMBLE, SOURCE, Preamble): Phase.VERDICT,
+    (Phase.VERDICT, TARGET, Streams): Phase.VERDICT,
     (Phase.VERDICT, TARGET, Accept): Phase.RAM,
     (Phase.VERDICT, TARGET, Refuse): Phase.ENDED,
     (Phase.RAM, SOURCE, RamPages): Phase.RAM,
@@ -98,6 +102,11 @@ NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
     (Phase.OWNED, TARGET, Owned): Phase.RELEASE,
     (Phase.OWNED, TARGET, Declined): Phase.RELEASE,
     (Phase.RELEASE, SOURCE, Released): Phase.ENDED,
+    # A further connection of a conversation, for guest RAM.
+    (Phase.HELLO, TARGET, Attach): Phase.STREAM,
+    (Phase.STREAM, SOURCE, RamPages): Phase.STREAM,
+    (Phase.STREAM, SOURCE, RamBatch): Phase.STREAM,
+    (Phase.STREAM, SOURCE, RoundEnd): Phase.STREAM,
     # A target that lost its connection during the handoff comes back to settle it.
     (Phase.HELLO, TARGET, Inquire): Phase.SETTLE,
     (Phase.HELLO, TARGET, Settle): Phase.SETTLE,

@@ -21,6 +21,7 @@ CHAPTERS: Final[dict[str, tuple[Phase, ...]]] = {
     "blackout, in one flight": (Phase.LAST_RAM, Phase.TIME, Phase.DEVICES, Phase.SERVER_STATE, Phase.PREPARE),
     "handoff": (Phase.READY, Phase.COMMIT, Phase.OWNED, Phase.RELEASE),
     "after a lost connection": (Phase.SETTLE,),
+    "a further connection": (Phase.STREAM,),
 }
 
 _COLUMNS: Final = "{:<14}{:<9}{:<26}{}"

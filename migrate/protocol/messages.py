@@ -18,7 +18,7 @@ from migrate.specs.offer import Variant, Withheld
 from sim_vmm.integers import I64, U16, U32, U64, AtMost, Exactly
 
 PROTOCOL_VERSIONS: Final = (2, 1)
-"""What this build speaks, newest first.  2: guest RAM travels as `RamPages`."""
+"""What this build speaks, newest first.  2: guest RAM travels as `RamPages`, over several connections if wanted."""
 
 OPTIONAL: Final = 0x8000
 """Types from here on may be skipped by a reader that does not know them."""
@@ -27,6 +27,9 @@ PAGE_BYTES: Final = 4096
 
 RAM_BATCH_PAGES_MAX: Final = 4096
 """Pages with content in one batch, at most: 16 MiB."""
+
+STREAMS_MAX: Final = 16
+"""Further connections of one conversation, at most: published measurements have sixteen slower than eight."""
 
 ITEMS_MAX: Final = 16_384
 """CBOR items in one body, at most: so many are read in a few ms.  What is in byte strings does not count."""
@@ -161,6 +164,29 @@ class Refuse:
     TYPE: ClassVar[int] = 5
     BODY_MAX: ClassVar[int] = MEBIBYTE
     reasons: tuple[Reason, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Streams:
+    """Before the target's verdict, from protocol version 2 on: so many further connections come, for guest RAM.
+
+    Each opens with `Attach`, this token and its number, from 1.
+    """
+
+    TYPE: ClassVar[int] = 6
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    token: Annotated[bytes, Exactly(16)]
+    count: U16
+
+
+@attrs.frozen(kw_only=True)
+class Attach:
+    """In place of `Hello`: this connection carries guest RAM of the conversation in which the token was said."""
+
+    TYPE: ClassVar[int] = 7
+    BODY_MAX: ClassVar[int] = KIBIBYTE
+    token: Annotated[bytes, Exactly(16)]
+    number: U16
 
 
 @attrs.frozen(kw_only=True)
@@ -447,6 +473,8 @@ Message = (
     | Preamble
     | Accept
     | Refuse
+    | Streams
+    | Attach
     | RamBatch
     | RamPages
     | RoundEnd
@@ -479,6 +507,8 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Preamble,
         Accept,
         Refuse,
+        Streams,
+        Attach,
         RamBatch,
         RamPages,
         RoundEnd,
