@@ -246,6 +246,7 @@ class Neighbourhood:
         owner: str = "target",
         release: str = "r6",
         retries: int = 0,
+        streams: int = 1,
         deadlines: Deadlines = PATIENT,
         counters: InjectionCounters | None = None,
         access: Access | None = None,
@@ -268,6 +269,7 @@ class Neighbourhood:
             settings,
             events,
             retries=retries,
+            streams=streams,
             deadlines=deadlines,
             access=access or Access(),
         )

@@ -134,7 +134,9 @@ def test_a_move_outside_the_table_is_refused(phase: Phase, sender: Role, kind: t
 def test_a_refused_move_says_what_would_have_been_allowed() -> None:
     with pytest.raises(OutOfTurn) as caught:
         Conversation(Phase.VERDICT).advance(SOURCE, SPECIMENS[RamBatch])
-    assert str(caught.value) == ("RamBatch from the source in phase 'verdict', where only target Streams, target Accept, target Refuse")
+    assert str(caught.value) == (
+        "RamBatch from the source in phase 'verdict', where only target Streams, target Accept, target Refuse"
+    )
 
 
 def test_nothing_is_said_after_the_end() -> None:

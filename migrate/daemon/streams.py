@@ -69,7 +69,7 @@ class StreamsOf:
             RemoteProtocolError: more than anybody may have, or a second time.
         """
         if self._announced is not None or not 1 <= streams.count <= STREAMS_MAX:
-            raise RemoteProtocolError(f"{streams.count} further connections announced; 1 to {STREAMS_MAX}, once, may be")
+            raise RemoteProtocolError(f"{streams.count} further connections announced; 1 to {STREAMS_MAX} may be, once")
         self._announced = streams
 
     def attach(self, link: "SocketLink", attach: Attach) -> None:
