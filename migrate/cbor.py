@@ -66,7 +66,7 @@ class Budget:
             raise CborError(f"it would take more than {self.memory} bytes of memory", offset)
 
 
-DOCUMENT: Final = Budget(items=8_192, memory=16 * MEBIBYTE)
+DOCUMENT: Final = Budget(items=8192, memory=16 * MEBIBYTE)
 """For specs and payloads, which come inside frames of at most 8 MiB: the largest spec of ours has about 2,000 items."""
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
@@ -105,7 +105,7 @@ def decode(data: bytes, budget: Budget = DOCUMENT) -> Any:
     Raises:
         CborError: not one item of strict CBOR, or one that costs more than `budget`.
     """
-    _scan(data, budget)
+    check(data, budget)
     try:
         return cbor2.loads(
             data,
@@ -118,8 +118,8 @@ def decode(data: bytes, budget: Budget = DOCUMENT) -> Any:
         raise CborError(str(error.__cause__ or error)[:MESSAGE_MAX], 0) from None
 
 
-def _scan(data: bytes, budget: Budget) -> None:
-    """Walk the items of `data`; raise CborError at the first that is not allowed."""
+def check(data: bytes, budget: Budget = DOCUMENT) -> None:
+    """Walk the items of `data`; raise CborError at the first that is not allowed or costs more than `budget`."""
     size = len(data)
     position = 0
     left = 1  # how many items the innermost open level still waits for

@@ -9,7 +9,8 @@ TEXT_MAX: Final = 4096
 """Characters of one text of a reason that are said to a peer."""
 SAID_BYTES_MAX: Final = 1 << 20
 """What all reasons that are said to a peer may cost it, so that they fit a frame and what may be read from one."""
-REASON_BYTES: Final = 1024
+REASON_BYTES: Final = 1170
+"""Of a reason beside its texts; so there are never more than 900, which are as many items as a body may have."""
 CUT: Final = "..."  # in ASCII, as a text of which one character is not costs its reader more
 WIDEST_CHARACTER: Final = 16  # four bytes, and a reader that reckons with four for each
 

@@ -124,10 +124,14 @@ LIMITS: list[tuple[str, str, Any, Any]] = [
 ]
 
 
+#: Lists that have a limit together too, which CDDL cannot say.
+ALONE: dict[str, dict[str, Any]] = {"RamBatch": {"extents": [], "zero": []}}
+
+
 @pytest.mark.parametrize(("name", "field", "last", "beyond"), LIMITS, ids=lambda value: f"{value}"[:24])
 def test_a_limit_holds_in_both_at_the_same_value(name: str, field: str, last: Any, beyond: Any) -> None:
     kind = next(kind for kind in KINDS if kind.__name__ == name)
-    plain = plain_of(SPECIMENS[kind])
+    plain = {**plain_of(SPECIMENS[kind]), **ALONE.get(name, {})}
     body = cbor.encode({**plain, field: last})
     SCHEMAS[kind].validate_cbor(body)
     frames.decode_body(frames.decode_header(frames.encode_raw(kind.TYPE, body)[:16]), body)

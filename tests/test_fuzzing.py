@@ -200,8 +200,8 @@ def test_an_input_that_is_slow_once_is_none() -> None:
 
 def test_an_input_that_takes_too_much_memory_is_a_finding() -> None:
     with pytest.raises(Finding, match=r"made us allocate 100\d{3}; at most 99000"):
-        examine(lambda: bytes(100_000), (), size=600, memory_max=99_000)
-    examine(lambda: bytes(100_000), (), size=600, memory_max=101_000)
+        examine(lambda: bytes(100_000), (), size=1000, memory_max=99_000)
+    examine(lambda: bytes(100_000), (), size=1000, memory_max=101_000)
     with peak_memory() as peak:
         len(bytes(50_000))
     assert 50_000 <= peak[0] < 60_000

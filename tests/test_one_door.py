@@ -86,7 +86,7 @@ def test_what_the_door_reads_with_is_called_once_and_behind_the_scan() -> None:
     assert where == {"decode"}
     first = functions["decode"].body[1]  # behind the docstring
     assert isinstance(first, ast.Expr)
-    assert ast.unparse(first) == "_scan(data, budget)"
+    assert ast.unparse(first) == "check(data, budget)"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from migrate.protocol.messages import (
     RAM_BATCH_PAGES_MAX,
     Message,
     RamBatch,
+    RamPages,
 )
 from sim_vmm.memory import PAGE_SIZE
 
@@ -60,6 +61,8 @@ def _budget_of(kind: type[Message]) -> cbor.Budget:
     return cbor.Budget(items=items, memory=memory_max(kind))
 
 
+RAM_TYPES: Final = frozenset((RamBatch.TYPE, RamPages.TYPE))
+
 _BUDGETS: Final = {number: _budget_of(kind) for number, kind in MESSAGES.items()}
 
 
@@ -83,13 +86,18 @@ def encode_frame(message: Message) -> bytes:
     """Header and body of `message`, ready for the wire.
 
     Raises:
-        ValueError: the body is larger than its type allows; nothing of it may be sent.
+        ValueError: the body is larger than its type allows, or costs more than may be read; nothing of it may be sent.
     """
     body = cbor.encode(_CONVERTER.unstructure(message))
     if len(body) > message.BODY_MAX:
         raise ValueError(
             f"{type(message).__name__} needs {len(body)} bytes; its frame holds at most {message.BODY_MAX}"
         )
+    if message.TYPE not in RAM_TYPES:  # which are many, and cannot have too much in them
+        try:
+            cbor.check(body, _BUDGETS[message.TYPE])
+        except cbor.CborError as error:
+            raise ValueError(f"{type(message).__name__} could not be read: {error}") from None
     return encode_raw(message.TYPE, body)
 
 

@@ -31,8 +31,8 @@ RAM_BATCH_PAGES_MAX: Final = 4096
 STREAMS_MAX: Final = 16
 """Further connections of one conversation, at most: published measurements have sixteen slower than eight."""
 
-ITEMS_MAX: Final = 16_384
-"""CBOR items in one body, at most: so many are read in a few ms.  What is in byte strings does not count."""
+ITEMS_MAX: Final = 8192
+"""CBOR items in one body, at most: so many are read and judged in some ms.  What is in byte strings does not count."""
 
 RAM_BATCH_ITEMS_MAX: Final = 5 * RAM_BATCH_PAGES_MAX + 9
 """The same of a `RamBatch`: 5 for each extent, of which it may have as many as pages, zero ones included."""

@@ -25,6 +25,7 @@ from migrate.engine.ports import Pace
 from migrate.engine.source import SourcePorts, SourceSettings, run_source
 from migrate.engine.target import Arrived, ImageHeld, TargetPorts, TargetSettings, run_target, settle_image, tell_answer
 from migrate.errors import (
+    DeadlineExpired,
     LocalProtocolError,
     MachineCreationFailed,
     MigrationError,
@@ -34,7 +35,18 @@ from migrate.errors import (
 )
 from migrate.protocol import frames
 from migrate.protocol.conversation import Conversation, OutOfTurn
-from migrate.protocol.messages import Failure, Message, Preamble, RamContent, Role, Transcript
+from migrate.protocol.messages import (
+    STREAMS_MAX,
+    Accept,
+    Attach,
+    Failure,
+    Message,
+    Preamble,
+    RamContent,
+    Role,
+    Streams,
+    Transcript,
+)
 from migrate.releases import NEWEST, builtin_releases
 from sim_vmm.birth import Birth
 from sim_vmm.clock import ManualClock
@@ -92,6 +104,7 @@ class ScriptedLink:
     conversation: Conversation = attrs.field(factory=Conversation)
     said_bytes: bytearray = attrs.field(factory=bytearray)
     heard: list[Message] = attrs.field(factory=list)
+    announced: bool = False
     clock: Callable[[], float] = time.perf_counter
     longest_s: float = 0.0
     _since: float = 0.0
@@ -116,15 +129,31 @@ class ScriptedLink:
         self.said_bytes += content
 
     async def receive(self) -> Message:
+        """As the daemon's link, which tells its engine nothing of further connections; here, none ever come."""
         self.longest_s = max(self.longest_s, self.clock() - self._since)
         self._since = self.clock()
-        header = frames.decode_header(self._read(frames.HEADER.size))
-        body = self._read(header.length)
-        if self.forgiving:
-            header = frames.decode_header(frames.encode_raw(header.type, body)[: frames.HEADER.size])
-        if header.skippable:
+        message = self._receive()
+        while isinstance(message, Streams):
+            if self.announced or not 1 <= message.count <= STREAMS_MAX:
+                raise RemoteProtocolError(f"{message.count} further connections announced")
+            self.announced = True
+            message = self._receive()
+        if isinstance(message, Attach) or (isinstance(message, Accept) and self.announced):
+            raise DeadlineExpired("further connections have not come, or belong to no conversation")
+        return message
+
+    def _read_frame(self) -> tuple[frames.Header, bytes]:
+        while True:
+            header = frames.decode_header(self._read(frames.HEADER.size))
+            body = self._read(header.length)
+            if self.forgiving:
+                header = frames.decode_header(frames.encode_raw(header.type, body)[: frames.HEADER.size])
+            if not header.skippable:
+                return header, body
             frames.check_body(header, body)
-            return await self.receive()
+
+    def _receive(self) -> Message:
+        header, body = self._read_frame()
         message = frames.decode_body(header, body)
         try:
             self.conversation.advance(self.role.peer, message)

@@ -24,6 +24,10 @@ CHEAP: Final = 0.5
 """How many frames are only damaged in the bytes of their body, which takes a tenth of the time."""
 
 
+GENEROUS: Final = cbor.Budget(items=1 << 20, memory=1 << 30)
+"""For what we have written ourselves."""
+
+
 @attrs.frozen
 class Segment:
     """A frame of a stream, as plain data, and the bytes that follow it and are no frame."""
@@ -43,7 +47,7 @@ def segments_of(stream: bytes) -> tuple[Segment, ...]:
         head = stream[: HEADER.size]
         kind, _, length, _ = HEADER.unpack(head)
         body, stream = stream[HEADER.size : HEADER.size + length], stream[HEADER.size + length :]
-        plain = cbor.decode(body)
+        plain = cbor.decode(body, GENEROUS)
         size = 0
         if kind in (RamPages.TYPE, RamBatch.TYPE):
             message = decode_body(decode_header(head), body)
