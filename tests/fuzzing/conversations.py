@@ -430,4 +430,6 @@ def examine_conversation(converse: Callable[..., ScriptedLink], data: bytes) -> 
         with peak_memory() as peak:
             converse(data)
         if peak[0] > MEMORY_MAX:
-            raise Finding(f"a conversation of {len(data)} bytes made us allocate {peak[0]}; at most {MEMORY_MAX} may be")
+            raise Finding(
+                f"a conversation of {len(data)} bytes made us allocate {peak[0]}; at most {MEMORY_MAX} may be"
+            )
