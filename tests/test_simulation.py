@@ -10,8 +10,10 @@ import pytest
 from migrate.faults.explore import random_plan
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Plan
+from migrate.simulation.light_memory import LightMemory
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
 from migrate.simulation.remembering import remembering
+from sim_vmm.machine import MIB
 from tests.worlds import run_world
 
 each_foundry = pytest.mark.parametrize("foundry", [LightMachines(), RealMachines()], ids=["light", "real"])
@@ -72,3 +74,14 @@ def test_a_trace_has_the_same_hash_in_any_process() -> None:
         printed.add(process.stdout)
     assert printed == {f"{hashes()}\n"}
     assert len(set(hashes())) > 3
+
+
+def test_processes_that_simulate_share_no_ram() -> None:
+    with LightMemory.lend(MIB) as memory:
+        memory.write(0, b"ours")
+    child = os.fork()  # with the file above to be used again
+    if child == 0:
+        LightMemory.lend(MIB).write(0, b"theirs")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert LightMemory.lend(MIB).read(0, 6) == bytes(6)

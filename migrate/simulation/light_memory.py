@@ -166,3 +166,4 @@ class LightMemory(GuestMemory):
 
 _free: Final[dict[int, list[LightMemory]]] = defaultdict(list)
 """What is not lent, by its size in bytes."""
+os.register_at_fork(after_in_child=_free.clear)  # a file is mapped shared: the parent will lend it, too
