@@ -142,6 +142,7 @@ PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
 
 
 ONCE_MORE_OF: Final = 8
+NO_LIE_BELIEVED: Final = "no lie believed"
 
 
 @attrs.frozen(kw_only=True)
@@ -192,7 +193,7 @@ class Experiment:
             owner=result.owner,
             published=result.published,
             fired=len(injector.fired),
-            violations=result.violations,
+            violations=(*result.violations, *_believed(injector.fired, result.published)),
             passed=tuple(injector.passed or ()),
             said_before=frozenset(injector.said_before),
             reasons=result.reasons,
@@ -201,6 +202,14 @@ class Experiment:
     def trace(self, plan: Plan) -> tuple[str, ...]:
         with self.world(Injector(plan), once_more=moves_once_more(plan), traced=True) as world:
             return world.run().trace
+
+
+def _believed(fired: list[Fault], published: tuple[str, ...]) -> Iterator[Violation]:
+    """Of a lie that was the one fault somebody must complain; who does not hear the last word asks again instead."""
+    match fired:
+        case [Fault(when=AtMessage(message=message), do=Lie(what=what))] if message != "Released":
+            if all(word.endswith("migrated") for word in published):
+                yield Violation(NO_LIE_BELIEVED, f"nobody complains of {what} in the place of {message}")
 
 
 def moves_once_more(plan: Plan) -> bool:
