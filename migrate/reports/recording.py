@@ -38,7 +38,7 @@ class Recorded:
 
 
 def record(experiment: Experiment, plan: Plan) -> Recorded:
-    """Run `plan`, and note everything that happens: the one more migration in the end only if that violates something."""
+    """Run `plan`, and note everything that happens; the one more migration in the end only if that violates an audit."""
     recorded = _record(experiment, plan, once_more=False)
     if moves_once_more(plan) and not recorded.result.violations:
         whole = _record(experiment, plan, once_more=True)
