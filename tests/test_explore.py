@@ -30,11 +30,11 @@ from migrate.faults.explore import (
     shrink,
     single_plans,
 )
-from migrate.faults.plan import AtMessage, AtWrite, Fault, FlipBit, Freeze, Kill, Plan, Reset
+from migrate.faults.plan import AtMessage, AtWrite, Fault, Freeze, Kill, Plan, Reset
 from migrate.protocol.messages import Role
 from migrate.simulation import remembering
 from migrate.simulation.machines import RealMachines
-from tests.mistakes import MISTAKES, Mistake
+from tests.mistakes import MISTAKES
 from tests.worlds import SPEC
 
 EXPERIMENT = Experiment(spec=SPEC)
@@ -94,29 +94,6 @@ def test_of_pairs_a_sample_is_stood_and_both_strike() -> None:
 def test_random_plans_are_stood() -> None:
     for seed in range(100):
         assert EXPERIMENT.run(random_plan(seed)).violations == (), seed
-
-
-# Mistakes
-
-
-@pytest.fixture(scope="module")
-def most_telling(singles: list[Plan]) -> list[Plan]:
-    """Where mistakes of a handoff show: what ends processes and connections, and damage; in a fixed, mixed order."""
-    plans = [Plan(faults=(first,)) for first in first_faults(EXPERIMENT)]
-    plans += [plan for plan in singles if isinstance(plan.faults[0].do, FlipBit)]
-    Random(0).shuffle(plans)
-    return [UNDISTURBED, *plans]
-
-
-@pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
-def test_a_mistake_is_found(mistake: Mistake, most_telling: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    remembering.decode.cache_clear()
-    mistake.apply(monkeypatch)
-    found = next((tried for plan in most_telling if (tried := EXPERIMENT.run(plan)).violations), None)
-    remembering.decode.cache_clear()
-    assert found is not None
-    assert {violation.check for violation in found.violations} & set(mistake.checks)
 
 
 # Making plans smaller
@@ -193,7 +170,7 @@ def test_a_violation_is_in_the_campaign_with_its_smallest_plan(tmp_path: Path, m
     order = Order(kind=Kind.RANDOM, seed=1, random=3)
     campaign = Campaign(order=order)
     carry_on(campaign, EXPERIMENT, Here(), ahead=1, after_chunk=lambda campaign, total: None)
-    assert {found.check for found in campaign.violations} == {"nothing lost"}
+    assert {found.check for found in campaign.violations} == {"nothing lost", "ledger whole"}
     assert {found.plan.faults for found in campaign.violations} == {()}
     campaign.save(tmp_path / "campaign.json")
     assert Campaign.load(tmp_path / "campaign.json", order) == campaign

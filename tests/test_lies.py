@@ -12,7 +12,6 @@ from migrate.faults.plan import (
     MESSAGE_NAMES,
     SENDERS,
     UNTRUTHS_OF,
-    AtMessage,
     Lie,
     Plan,
     Untruth,
@@ -74,9 +73,10 @@ def test_a_lie_is_another_message_in_a_frame_that_is_whole(conversation: list[Sa
             read = frames.decode_body(header, body[: header.length])
             assert read != message
             assert len(body) - header.length == (read.content_bytes if isinstance(read, RamContent) else 0)
-            if what is Untruth.WRONG_MESSAGE:
+            if what in (Untruth.WRONG_MESSAGE, Untruth.NO_EVIDENCE):
                 here = {phase for phase, sender, kind in NEXT if (sender, kind) == (role, type(message))}
-                assert not [phase for phase in here if (phase, role, type(read)) in NEXT]
+                legal = [phase for phase in here if (phase, role, type(read)) in NEXT]
+                assert bool(legal) is (what is Untruth.NO_EVIDENCE)
     assert told_in_all > 400
 
 
@@ -92,20 +92,12 @@ def test_every_message_can_be_lied_about_and_a_way_too_many_is_the_first_again()
     assert read == Hello(protocol_versions=(UNKNOWN_VERSION,), node="rack-7", release="r6")
 
 
-LAST_WORDS = {"Released"}
-"""Whoever hears nothing of it asks again, and no attempt fails by that."""
-
-
 def test_no_lie_is_believed() -> None:
-    """Somebody publishes an error; the audits look whether it says where, and at the machine."""
+    """Every way to tell every lie; that somebody complains is a check of what explores."""
     with remembering():
         plans = [plan for plan in single_plans(EXPERIMENT) if isinstance(plan.faults[0].do, Lie)]
         for plan in plans:
             tried = EXPERIMENT.run(plan)
             assert tried.violations == (), plan
             assert tried.fired == 1, plan
-            when = plan.faults[0].when
-            assert isinstance(when, AtMessage)
-            failed = [word for word in tried.published if not word.endswith("migrated")]
-            assert failed or when.message in LAST_WORDS, plan
     assert len(plans) > 400

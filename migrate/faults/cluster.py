@@ -44,6 +44,7 @@ class Shipped:
     version: int
     document: Any
     foundry: Foundry
+    fenced: bool
     release: str
 
     @classmethod
@@ -51,7 +52,11 @@ class Shipped:
         variant = next(entry for entry in offer(experiment.spec) if isinstance(entry, Variant))
         document = BY_NUMBER[variant.version].encode(experiment.spec)
         return cls(
-            version=variant.version, document=document, foundry=experiment.foundry, release=version(DISTRIBUTION)
+            version=variant.version,
+            document=document,
+            foundry=experiment.foundry,
+            fenced=experiment.fenced,
+            release=version(DISTRIBUTION),
         )
 
     def unpacked(self) -> Experiment:
@@ -59,7 +64,7 @@ class Shipped:
         here = version(DISTRIBUTION)
         if here != self.release:
             raise ClusterError(f"a worker has {DISTRIBUTION} {here}, and here is {self.release}: install the same")
-        return Experiment(spec=BY_NUMBER[self.version].decode(self.document), foundry=self.foundry)
+        return Experiment(spec=BY_NUMBER[self.version].decode(self.document), foundry=self.foundry, fenced=self.fenced)
 
 
 # In a worker

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from random import Random
 from typing import Final
+from zlib import crc32
 
 import attrs
 
@@ -140,6 +141,10 @@ PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
 )
 
 
+ONCE_MORE_OF: Final = 8
+NO_LIE_BELIEVED: Final = "no lie believed"
+
+
 @attrs.frozen(kw_only=True)
 class Tried:
     """What came of one plan."""
@@ -168,29 +173,48 @@ class Experiment:
     foundry: Foundry = attrs.field(factory=LightMachines)
     fenced: bool = False
 
-    def world(self, hooks: Hooks, *, traced: bool = False) -> World:
-        storage = SharedStorage() if self.fenced else None
-        return World(spec=self.spec, foundry=self.foundry, hooks=hooks, storage=storage, traced=traced)
+    def world(self, hooks: Hooks, *, once_more: bool = False, traced: bool = False) -> World:
+        return World(
+            spec=self.spec,
+            foundry=self.foundry,
+            hooks=hooks,
+            storage=SharedStorage() if self.fenced else None,
+            once_more=once_more,
+            traced=traced,
+        )
 
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""
         injector = Injector(plan, passed=[] if noting else None)
-        with self.world(injector) as world:
+        with self.world(injector, once_more=moves_once_more(plan)) as world:
             result = world.run()
         return Tried(
             plan=plan,
             owner=result.owner,
             published=result.published,
             fired=len(injector.fired),
-            violations=result.violations,
+            violations=(*result.violations, *_believed(injector.fired, result.published)),
             passed=tuple(injector.passed or ()),
             said_before=frozenset(injector.said_before),
             reasons=result.reasons,
         )
 
     def trace(self, plan: Plan) -> tuple[str, ...]:
-        with self.world(Injector(plan), traced=True) as world:
+        with self.world(Injector(plan), once_more=moves_once_more(plan), traced=True) as world:
             return world.run().trace
+
+
+def _believed(fired: list[Fault], published: tuple[str, ...]) -> Iterator[Violation]:
+    """Of a lie that was the one fault somebody must complain; who does not hear the last word asks again instead."""
+    match fired:
+        case [Fault(when=AtMessage(message=message), do=Lie(what=what))] if message != "Released":
+            if all(word.endswith("migrated") for word in published):
+                yield Violation(NO_LIE_BELIEVED, f"nobody complains of {what} in the place of {message}")
+
+
+def moves_once_more(plan: Plan) -> bool:
+    """Whether the machine is migrated once more in the end: always after one fault, else of eight plans with one."""
+    return len(plan.faults) < 2 or crc32(repr(plan.faults).encode()) % ONCE_MORE_OF == 0
 
 
 # Which plans there are

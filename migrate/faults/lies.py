@@ -8,6 +8,7 @@ it, so the same lie can be told in a simulation and by a proxy between two daemo
     bad-extents         guest memory that is not there, not in order, not of whole pages, or too much
     oversize            a frame that announces more than its type allows
     wrong-count         one too many, or one too few
+    no-evidence         "I know nothing of that generation", of which nothing may follow
 """
 
 import struct
@@ -65,7 +66,7 @@ def ways(what: Untruth, name: str, sender: Role) -> int:
     match what:
         case Untruth.WRONG_MESSAGE:
             return len(_out_of_turn(name, sender))
-        case Untruth.OVERSIZE:
+        case Untruth.OVERSIZE | Untruth.NO_EVIDENCE:
             return 1
         case _:
             return len(_FALSE[what, name])
@@ -80,6 +81,8 @@ def told(what: Untruth, sender: Role, message: Message, data: bytes, way: int = 
     way %= ways(what, type(message).__name__, sender)
     if what is Untruth.OVERSIZE:
         return preface + _oversize(type(message))
+    if what is Untruth.NO_EVIDENCE:
+        return preface + frames.encode_frame(Unknown(generation=getattr(message, "generation", 0)))
     if what is Untruth.WRONG_MESSAGE:
         kind = _out_of_turn(type(message).__name__, sender)[way]
         return preface + frames.encode_frame(_SPECIMENS[kind](getattr(message, "generation", 1)))

@@ -231,6 +231,7 @@ class Untruth(StrEnum):
     BAD_EXTENTS = "bad-extents"
     OVERSIZE = "oversize"
     WRONG_COUNT = "wrong-count"
+    NO_EVIDENCE = "no-evidence"
 
 
 UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
@@ -238,6 +239,7 @@ UNTRUTHS_OF: Final[dict[Untruth, tuple[str, ...]]] = {
     Untruth.UNKNOWN_VERSION: ("Hello", "Preamble", "Accept", "DeviceState"),
     Untruth.BAD_EXTENTS: ("Preamble", "RamBatch", "RamPages"),
     Untruth.OVERSIZE: MESSAGE_NAMES,
+    Untruth.NO_EVIDENCE: ("Declined", "Owned", "Released"),
     Untruth.WRONG_COUNT: ("RoundEnd", "RoundStored", "DevicesEnd"),
 }
 """In which messages each can be said."""

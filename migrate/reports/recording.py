@@ -12,7 +12,7 @@ import attrs
 from migrate.daemon.outcome import AttemptOutcome
 from migrate.engine.attempt import Attempt as EngineAttempt
 from migrate.errors import MigrationError
-from migrate.faults.explore import Experiment
+from migrate.faults.explore import Experiment, moves_once_more
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Fault, Plan
 from migrate.faults.words import fault_words, side_of
@@ -38,9 +38,17 @@ class Recorded:
 
 
 def record(experiment: Experiment, plan: Plan) -> Recorded:
-    """Run `plan`, and note everything that happens."""
+    """Run `plan`, and note everything that happens; the one more migration in the end only if that violates an audit."""
+    recorded = _record(experiment, plan, once_more=False)
+    if moves_once_more(plan) and not recorded.result.violations:
+        whole = _record(experiment, plan, once_more=True)
+        return whole if whole.result.violations else recorded
+    return recorded
+
+
+def _record(experiment: Experiment, plan: Plan, *, once_more: bool) -> Recorded:
     recorder = Recorder(Injector(plan))
-    with experiment.world(recorder, traced=True) as world:
+    with experiment.world(recorder, once_more=once_more, traced=True) as world:
         recorder.watch(world)
         result = world.run()
         names = {SOURCE: world.source.name, TARGET: world.target.name}
@@ -70,7 +78,9 @@ class Recorder(Hooks):
     def watch(self, world: World) -> None:
         """Before it runs."""
         self._world = world
-        world.audits = NotingAudits(recorder=self, source=world.source.name)
+        world.audits = NotingAudits(
+            time=world.time, keeps_ledger=world.audits.keeps_ledger, recorder=self, source=world.source.name
+        )
         self.injector.on_strike = self._struck
 
     def attempts(self) -> tuple[Attempt, ...]:
@@ -136,6 +146,12 @@ class Recorder(Hooks):
     def written(self, life: Life) -> None:
         self.note(life.side.value, Kind.WRITES, str(life.journal.record))
         self.injector.written(life)
+
+    def taking(self, life: Life) -> None:
+        self.injector.taking(life)
+
+    def taken(self, life: Life) -> None:
+        self.injector.taken(life)
 
     def exporting(self, life: Life) -> None:
         self.injector.exporting(life)

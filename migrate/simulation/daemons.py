@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 5.0
-TELL_FOR_S: Final = 150.0
-"""A quarter of what the daemons have, as all is well again sooner here than anywhere."""
+TELL_FOR_S: Final = 200.0
+"""A third of what the daemons have, as all is well again sooner here than anywhere."""
 PAY_FIRST_FOR_S: Final = 10.0
 RECLAIM_AFTER_S: Final = 10.0
 MACHINE_NAME: Final = "web-server"

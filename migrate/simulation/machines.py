@@ -270,6 +270,23 @@ def _work_devices(machine: Machine, steps: int) -> None:
         com2.state = _uart(steps % 256)
 
 
+def lost_of_ledger(machine: Machine, steps: int) -> list[str]:
+    """What is not in the program's own records, though it has done so many steps; empty if all is."""
+    _, found = _load(machine)
+    if found != steps:
+        return [f"it has done {steps} steps, and knows of {found}"]
+    lost = []
+    for number in range(max(1, steps + 1 - len(WORKING_SET) // 2), steps + 1):
+        page = WORKING_SET[number * 2 % len(WORKING_SET)]
+        written = machine.memory.read((page + 1) * PAGE_SIZE - _STATE.size, 2 * _STATE.size)
+        if any(_STATE.unpack(half)[:2] != (number, page) for half in (written[: _STATE.size], written[_STATE.size :])):
+            lost.append(f"step {number} is not in pages {page} and {page + 1}")
+    lines = b"".join(b"step %d\n" % number for number in range(4, steps + 1, 4))
+    if machine.console.export().beginning != b"booted\n" + lines:
+        lost.append(f"the console does not have the lines of {steps} steps")
+    return lost
+
+
 def run_number(machine: Machine) -> int:
     """How often the machine had been set going when its RAM was as it is."""
     return _load(machine)[0]

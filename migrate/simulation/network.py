@@ -128,6 +128,11 @@ class Pipe:
                 arrival_ns = self._arrival_ns(max(self.scheduler.now_ns, self._wire_free_ns))
                 self.scheduler.arrive_at(arrival_ns, self._deliver, _THE_END)
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing more can be put."""
+        return self._closed or self.was_reset
+
     def hold(self, ns: int) -> None:
         self._held_until_ns = max(self._held_until_ns, self.scheduler.now_ns + ns)
 
@@ -360,6 +365,10 @@ class SimulatedLink:
     def close(self) -> None:
         """What was said still arrives."""
         self.outgoing.end()
+
+    @property
+    def is_closed(self) -> bool:
+        return self.outgoing.is_closed
 
     # Moving bytes
 

@@ -51,8 +51,14 @@ class Node:
     disk: Disk = attrs.field(factory=Disk)
     clock_offset_ns: int = 0
     wall_offset_ns: int = 0
+    wall_offsets_ns: set[int] = attrs.field(factory=lambda: {0})
     lives: int = 0
     life: "Life | None" = None
+
+    def jump(self, ns: int) -> None:
+        """The wall clock is set forward, or back."""
+        self.wall_offset_ns += ns
+        self.wall_offsets_ns.add(self.wall_offset_ns)
 
     def begin(self) -> "Life":
         """A new process, which has done nothing yet."""
@@ -285,9 +291,9 @@ class SimulatedGuest:
         if self.busy_steps > 0:
             self.busy_steps -= STEPS_AT_ONCE
             for _ in range(STEPS_AT_ONCE):
-                self.life.world.program(self.machine)
+                self.life.world.take_step(self.machine)
         elif now - self._last_step_ns >= CALM_STEP_NS:
-            self.life.world.program(self.machine)
+            self.life.world.take_step(self.machine)
         else:
             return
         self._last_step_ns = now

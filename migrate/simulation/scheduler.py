@@ -148,6 +148,10 @@ class Scheduler:
                 if not task.coroutine.cr_running:  # type: ignore[attr-defined]  # coroutines of `async def` have it
                     _close(task.coroutine)
 
+    def unfinished(self) -> list[str]:
+        """Whose tasks still wait, one name for each."""
+        return [owner for owner, tasks in self._tasks.items() for task in tasks if not task.done]
+
     def freeze(self, owner: str) -> None:
         self._frozen.setdefault(owner, [])
 
