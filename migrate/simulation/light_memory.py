@@ -30,7 +30,11 @@ _PAGE_BITS: Final = PAGE_SIZE.bit_length() - 1
 @lru_cache(1 << 12)
 def pages_in(bits: int) -> PageIndices:
     """The numbers of the bits that are set, ascending; not to be written to."""
-    pages = np.array([page for page in range(bits.bit_length()) if bits >> page & 1], dtype=np.int64)
+    found, left = [], bits
+    while left:
+        found.append((left & -left).bit_length() - 1)
+        left &= left - 1
+    pages = np.array(found, dtype=np.int64)
     pages.flags.writeable = False
     return pages
 
@@ -139,7 +143,8 @@ class LightMemory(GuestMemory):
     def data_ranges(self) -> Iterator[range]:
         yield range(KEPT_BYTES)
         if self._has_content_above():
-            yield from (data for data in super().data_ranges() if data.start >= KEPT_BYTES)
+            above = (range(max(data.start, KEPT_BYTES), data.stop) for data in super().data_ranges())
+            yield from (data for data in above if data)
 
     def close(self) -> None:
         if self._closed:
