@@ -1,5 +1,7 @@
 """Light RAM is as good as the real one, and no trace is left in it of the machine that had it before."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,3 +74,16 @@ def test_ram_that_was_given_back_cannot_be_used() -> None:
         memory.read(0, 1)
     with pytest.raises(ValueError, match="this guest RAM is closed"):
         memory.write(0, b"late")
+
+
+def test_a_forked_process_has_ram_of_its_own() -> None:
+    LightMemory.lend(SIZE).close()
+    child = os.fork()
+    if child == 0:
+        try:
+            LightMemory.lend(SIZE).write(0, b"the child's")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    with LightMemory.lend(SIZE) as memory:
+        assert not np.any(memory.pages)

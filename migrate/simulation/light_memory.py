@@ -171,3 +171,15 @@ class LightMemory(GuestMemory):
 
 _free: Final[dict[int, list[LightMemory]]] = defaultdict(list)
 """What is not lent, by its size in bytes."""
+
+
+def _forget() -> None:
+    """Of a process and the one that it was forked from, each would find the other's writes in a shared mapping."""
+    for memories in _free.values():
+        for memory in memories:
+            memory._closed = False
+            GuestMemory.close(memory)
+    _free.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
