@@ -9,13 +9,18 @@ FUZZ_TARGET ?= all
 # Every rehearsal starts two daemons: they start sooner when their modules have been compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: rehearse test fuzz soak check bench golden clean
+.PHONY: rehearse test explore fuzz soak check bench golden clean
 
 rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 	$(BIN)/migrate rehearse $(SPEC)
 
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
+
+explore: $(STAMP)  ## every single fault, all pairs and 20,000 random plans, in simulation: some minutes
+	$(BIN)/migrate explore $(SPEC)
+	$(BIN)/migrate explore $(SPEC) --faults 2
+	$(BIN)/migrate explore $(SPEC) --random 20000
 
 fuzz: $(VENV)/.fuzz-installed  ## look for hostile input: FUZZ_SECONDS=60, FUZZ_TARGET=all (docs/fuzzing.md)
 	$(BIN)/python -m tests.fuzzing $(FUZZ_TARGET) $(FUZZ_SECONDS)

@@ -1,4 +1,4 @@
-"""Mistakes in who may run the machine: the order of writing, saying and running; what follows from an answer; fences."""
+"""Mistakes in who may run the machine: the order of writing, saying, running; what follows from an answer; fences."""
 
 from types import SimpleNamespace
 from typing import Any

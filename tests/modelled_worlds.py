@@ -10,9 +10,10 @@ from migrate.engine.rounds import Round
 from migrate.errors import MigrationError
 from migrate.protocol.messages import Role
 from migrate.simulation.hooks import NO_FAULTS, Hooks
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.modelled import ModelledMachines, Workload
 from migrate.simulation.modelled_ram import ModelledRam
-from migrate.simulation.network import SimulatedLink, Speed
+from migrate.simulation.network import Speed
 from migrate.simulation.node import Life
 from migrate.simulation.scheduler import NS_PER_S
 from migrate.simulation.world import Result, World

@@ -19,7 +19,7 @@ from migrate.faults.plan import (
 from migrate.protocol import frames
 from migrate.protocol.conversation import NEXT
 from migrate.protocol.messages import Hello, Message, RamContent, Role
-from migrate.simulation.network import SimulatedLink
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.remembering import remembering
 from tests.worlds import SPEC
 

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
 from migrate.faults.explore import random_plan
@@ -12,8 +14,12 @@ from migrate.faults.injection import Injector
 from migrate.faults.plan import Plan
 from migrate.simulation.light_memory import LightMemory
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
+from migrate.simulation.network import Pipe
 from migrate.simulation.remembering import remembering
+from migrate.simulation.scheduler import Scheduler
+from migrate.simulation.world import Result
 from sim_vmm.machine import MIB
+from sim_vmm.memory import GuestMemory
 from tests.worlds import run_world
 
 each_foundry = pytest.mark.parametrize("foundry", [LightMachines(), RealMachines()], ids=["light", "real"])
@@ -48,6 +54,34 @@ def test_remembering_pure_functions_changes_nothing_but_the_time() -> None:
         run_world()
         remembered = run_world(traced=True)
     assert remembered == plain
+
+
+def read_from_bytes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pipe, "take_message", lambda self, *, opens: None)
+
+
+def go_round_the_loop(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "pass_until", lambda self, until_ns: False)
+    patch.setattr(Scheduler, "let_arrive", lambda self, before_ns: False)
+
+
+def use_real_memory(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LightMemory, "lend", GuestMemory.create)
+
+
+@pytest.mark.parametrize("without", [read_from_bytes, go_round_the_loop, use_real_memory])
+def test_what_is_taken_for_speed_changes_nothing_but_the_time(
+    without: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def results() -> list[Result]:
+        with remembering():
+            return [run_world(traced=True, hooks=Injector(plan)) for plan in plans]
+
+    plans = [Plan(faults=()), *(random_plan(seed) for seed in range(40))]
+    short = results()
+    without(monkeypatch)
+    for plan, one, other in zip(plans, short, results(), strict=True):
+        assert attrs.evolve(one, steps=0) == attrs.evolve(other, steps=0), plan
 
 
 PRINT_HASHES = "from tests.test_simulation import hashes; print(hashes())"

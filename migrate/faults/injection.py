@@ -54,7 +54,8 @@ from migrate.faults.plan import (
 from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import Message, RamContent, Role
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.network import Connection, SimulatedLink, Speed
+from migrate.simulation.link import SimulatedLink
+from migrate.simulation.network import Connection, Speed
 from migrate.simulation.node import Life
 from migrate.simulation.scheduler import NS_PER_S
 from migrate.simulation.world import World

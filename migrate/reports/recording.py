@@ -22,7 +22,7 @@ from migrate.reports.timeline import SOURCE, TARGET, WORLD, Attempt, Event, Kind
 from migrate.reports.words import SILENT, kind_and_facts, told_words
 from migrate.simulation.audits import CHECKS, Audits
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.network import SimulatedLink
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.node import Life, Node
 from migrate.simulation.world import Result, World
 from sim_vmm.machine import Machine
@@ -38,7 +38,7 @@ class Recorded:
 
 
 def record(experiment: Experiment, plan: Plan) -> Recorded:
-    """Run `plan`, and note everything that happens; the one more migration in the end only if that violates an audit."""
+    """Run `plan`, and note all that happens; the one more migration in the end only if that violates an audit."""
     recorded = _record(experiment, plan, once_more=False)
     if moves_once_more(plan) and not recorded.result.violations:
         whole = _record(experiment, plan, once_more=True)

@@ -29,7 +29,7 @@ from migrate.errors import HandoffInDoubt, MigrationError, Refused
 from migrate.protocol.messages import Refuse, Role
 from migrate.reasons import Reason
 from migrate.simulation.disk import Debt
-from migrate.simulation.network import SimulatedLink
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.node import BUSY_STEPS, Life, SimulatedHypervisor
 from migrate.simulation.scheduler import NS_PER_S
 

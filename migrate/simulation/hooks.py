@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from migrate.protocol.messages import Failure, Message, Role
 
 if TYPE_CHECKING:
-    from migrate.simulation.network import SimulatedLink
+    from migrate.simulation.link import SimulatedLink
     from migrate.simulation.node import Life, Node
     from migrate.simulation.world import World
 

@@ -30,7 +30,11 @@ _PAGE_BITS: Final = PAGE_SIZE.bit_length() - 1
 @lru_cache(1 << 12)
 def pages_in(bits: int) -> PageIndices:
     """The numbers of the bits that are set, ascending; not to be written to."""
-    pages = np.array([page for page in range(bits.bit_length()) if bits >> page & 1], dtype=np.int64)
+    found, left = [], bits
+    while left:
+        found.append((left & -left).bit_length() - 1)
+        left &= left - 1
+    pages = np.array(found, dtype=np.int64)
     pages.flags.writeable = False
     return pages
 
@@ -139,7 +143,8 @@ class LightMemory(GuestMemory):
     def data_ranges(self) -> Iterator[range]:
         yield range(KEPT_BYTES)
         if self._has_content_above():
-            yield from (data for data in super().data_ranges() if data.start >= KEPT_BYTES)
+            above = (range(max(data.start, KEPT_BYTES), data.stop) for data in super().data_ranges())
+            yield from (data for data in above if data)
 
     def close(self) -> None:
         if self._closed:
@@ -166,4 +171,15 @@ class LightMemory(GuestMemory):
 
 _free: Final[dict[int, list[LightMemory]]] = defaultdict(list)
 """What is not lent, by its size in bytes."""
-os.register_at_fork(after_in_child=_free.clear)  # a file is mapped shared: the parent will lend it, too
+
+
+def _forget() -> None:
+    """Of a process and the one that it was forked from, each would find the other's writes in a shared mapping."""
+    for memories in _free.values():
+        for memory in memories:
+            memory._closed = False
+            GuestMemory.close(memory)
+    _free.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -19,8 +19,8 @@ from migrate.engine.runs import pack, unpack
 from migrate.errors import RemoteProtocolError
 from migrate.protocol.messages import Message, Paused, RamPages, Role, RoundEnd
 from migrate.simulation.hooks import Hooks
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.modelled import WINDOW_PAGES, ModelledMemory, memory_of
-from migrate.simulation.network import SimulatedLink
 from sim_vmm.machine import Machine
 from sim_vmm.memory import HIGH_RAM_BASE, LOW_RAM_MAX, PAGE_SIZE
 

@@ -28,8 +28,9 @@ from migrate.releases import NEWEST, Release, builtin_releases
 from migrate.simulation.audits import AT_REST, NO_BUG, ONCE_MORE, Audits, Violation
 from migrate.simulation.daemons import SourceDaemon, TargetDaemon, daemon_of
 from migrate.simulation.hooks import NO_FAULTS, Hooks
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.machines import Foundry, LightMachines, step
-from migrate.simulation.network import Network, SimulatedLink, Speed
+from migrate.simulation.network import Network, Speed
 from migrate.simulation.node import HostClocks, Life, Node
 from migrate.simulation.remembering import ByIdentity
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
