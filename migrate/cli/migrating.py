@@ -43,6 +43,7 @@ from migrate.engine.handoff import Holding
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
+from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import NAME_MAX
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
@@ -89,6 +90,10 @@ ReclaimAfter = Annotated[
 ]
 DieAt = Annotated[str | None, Parameter(name="--die-at", help="Be killed where this point is passed.", show=False)]
 HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped where this point is passed.", show=False)]
+FailpointsAt = Annotated[
+    Path | None, Parameter(name="--failpoints", help="Ask at this socket at every point whether to go on.", show=False)
+]
+Patience = Annotated[float, Parameter(help="How many times as long a peer may take for everything.", show=False)]
 Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
@@ -129,6 +134,8 @@ def source(
     tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
+    failpoints: FailpointsAt = None,
+    patience: Patience = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -173,7 +180,8 @@ def source(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
-        deadlines=who.deadlines(),
+        failpoints=failpoints,
+        deadlines=who.deadlines().scaled(patience),
         access=access,
     )
     with event_log("source", events, json) as log:
@@ -211,6 +219,8 @@ def target(
     tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
+    failpoints: FailpointsAt = None,
+    patience: Patience = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -255,7 +265,8 @@ def target(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
-        deadlines=who.deadlines(),
+        failpoints=failpoints,
+        deadlines=who.deadlines().scaled(patience),
         access=access,
     )
     with event_log("target", events, json) as log:
@@ -456,6 +467,12 @@ def born(spec: Spec, memory_mb: int | None) -> Spec:
     if not 1 <= board.memory_mb <= MEMORY_MB_MAX:
         raise BadInput(f"{board.memory_mb} MiB of guest RAM: expected 1 to {MEMORY_MB_MAX}")
     return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
+
+
+def deadlines_of(patience: float) -> Deadlines:
+    if not patience > 0:
+        raise BadInput(f"--patience {patience:g}: expected more than 0")
+    return Deadlines().scaled(patience)
 
 
 def policy_of(
