@@ -28,9 +28,9 @@ import trio
 from migrate.cli.specs import read
 from migrate.daemon.lives import SIDES, Born, Life, Side, begin_life, other
 from migrate.daemon.run import ExitCode
-from migrate.daemon.wire import WireObserver, WireRecord
+from migrate.daemon.wire import WireObserver, WireRecord, sender_of
 from migrate.engine.handoff import Holding
-from migrate.rehearsal.case import Case, promises_broken, sender_of
+from migrate.rehearsal.case import Case, promises_broken
 from migrate.rehearsal.leftovers import Leftovers
 
 PATIENCE_S: Final = 30

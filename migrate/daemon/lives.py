@@ -21,12 +21,17 @@ import attrs
 import trio
 
 from migrate.daemon.pair import lines_of
+from migrate.protocol.messages import Role
 
 Event = dict[str, Any]
 Side = Literal["source", "target"]
 
 SIDES: Final[tuple[Side, Side]] = ("source", "target")
 END_OF_TIME_NS: Final = 1 << 63
+
+
+def side_of(role: Role) -> Side:
+    return "source" if role is Role.SOURCE else "target"
 
 
 def other(side: Side) -> Side:
@@ -93,7 +98,7 @@ class Life:
     status: int | None = None
     halted: bool = False
     killed_from_outside: bool = False
-    _gone_ns: int = 0
+    gone_ns: int = 0
     _streams: int = 2
 
     @property
@@ -119,7 +124,10 @@ class Life:
         if self.status is None:
             return END_OF_TIME_NS
         died_at_point = self.was_killed and not self.killed_from_outside
-        return int(self.events[-1]["at_ns"]) if died_at_point and self.events else self._gone_ns
+        return int(self.events[-1]["at_ns"]) if died_at_point and self.events else self.gone_ns
+
+    def all(self, name: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == name]
 
     def points(self, since_ns: int = 0) -> list[str]:
         """Those passed since then, as `--die-at` would have them: `NAME#2` is the second time in this life."""
@@ -163,15 +171,17 @@ class Life:
         if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
             self.halted = os.WIFSTOPPED(status)
         else:
-            self.status, self._gone_ns = status, time.monotonic_ns()
+            self.status, self.gone_ns = status, time.monotonic_ns()
         self.news()
 
     def halt(self) -> None:
         """It does nothing until it may go on."""
+        self.halted = self.status is None
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         """After having been halted."""
+        self.halted = False
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:

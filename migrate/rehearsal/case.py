@@ -20,7 +20,7 @@ import attrs
 from migrate.daemon.lives import SIDES, Life, Side
 from migrate.daemon.run import ExitCode
 from migrate.daemon.state import MachineState, StateDirectory, StateError
-from migrate.daemon.wire import WireRecord, ends_of
+from migrate.daemon.wire import WireRecord, ends_of, sender_of
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import IMAGE_HOLDERS
 from migrate.rehearsal.ledger import LedgerAudit, NoLedger, read_program, read_record
@@ -49,6 +49,12 @@ class Case:
         """Whatever happened to processes and links, this must not have."""
         yield from self.grave_objections()
         yield from self.leftover_objections()
+        if self.ran_to_the_end():
+            yield from self.ledger_objections()
+        yield from self.ownership_objections()
+
+    def ownership_objections(self) -> Iterator[str]:
+        """At the end one runs the machine, and its journal says so."""
         owners = [side for side in SIDES if self.holding(side) is Holding.OWNER]
         if owners != [life.side for life in self.ran_to_the_end()]:
             yield f"at the end {owners} own the machine, and {self.ran_to_the_end()} ran it"
@@ -59,11 +65,14 @@ class Case:
         yield from self.overlaps()
         yield from self.used_images()
         yield from self.wire_objections()
+        yield from self.crashes()
+        if len(self.ran_to_the_end()) > 1:
+            yield "at the end two run the machine"
+
+    def crashes(self) -> Iterator[str]:
         for life in self.lives:
             if any("Traceback" in line for line in life.complaints) or life.exit_code not in ENDS:
                 yield f"the {life.side} crashed: {life.exit_code} {life.complaints[-3:]}"
-        if len(self.ran_to_the_end()) > 1:
-            yield "at the end two run the machine"
 
     def ran_to_the_end(self) -> list[Life]:
         return [life for life in self.lives if (life.told("ended") or {"runs_here": False})["runs_here"]]
@@ -110,7 +119,6 @@ class Case:
             if ram.exists() and len(names := sorted(path.name for path in ram.iterdir())) != holds_image:
                 yield f"RAM is left on the {side}, which holds {self.holding(side)}: {names}"
         if self.ran_to_the_end():
-            yield from self.ledger_objections()
             with suppress(FileNotFoundError):
                 if names := sorted(path.name for path in ends_of(self.wire).iterdir()):
                     yield f"ends are left on the network: {names}"
@@ -146,11 +154,6 @@ class Case:
     def holding(self, side: Side) -> Holding | None:
         kept = self.kept(side)
         return None if kept is None else kept.record.holding
-
-
-def sender_of(record: WireRecord) -> int | None:
-    """The process that a frame came from."""
-    return None if record.sender is None else int(record.sender.split("-")[1])
 
 
 def promises_broken(ram_files: Path, disk: Path) -> Iterator[str]:
