@@ -93,7 +93,7 @@ HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped wher
 FailpointsAt = Annotated[
     Path | None, Parameter(name="--failpoints", help="Ask at this socket at every point whether to go on.", show=False)
 ]
-Patience = Annotated[float, Parameter(help="How many times as long a peer may take for everything.", show=False)]
+Pace = Annotated[float, Parameter(help="How long a second of all deadlines and pauses is.", show=False)]
 Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
@@ -135,7 +135,7 @@ def source(
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     failpoints: FailpointsAt = None,
-    patience: Patience = 1.0,
+    pace: Pace = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -181,7 +181,7 @@ def source(
         die_at=die_at,
         halt_at=halt_at,
         failpoints=failpoints,
-        deadlines=who.deadlines().scaled(patience),
+        deadlines=who.deadlines().scaled(checked_pace(pace)),
         access=access,
     )
     with event_log("source", events, json) as log:
@@ -220,7 +220,7 @@ def target(
     die_at: DieAt = None,
     halt_at: HaltAt = None,
     failpoints: FailpointsAt = None,
-    patience: Patience = 1.0,
+    pace: Pace = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -266,7 +266,8 @@ def target(
         die_at=die_at,
         halt_at=halt_at,
         failpoints=failpoints,
-        deadlines=who.deadlines().scaled(patience),
+        pace=pace,
+        deadlines=who.deadlines().scaled(checked_pace(pace)),
         access=access,
     )
     with event_log("target", events, json) as log:
@@ -469,10 +470,10 @@ def born(spec: Spec, memory_mb: int | None) -> Spec:
     return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
 
 
-def deadlines_of(patience: float) -> Deadlines:
-    if not patience > 0:
-        raise BadInput(f"--patience {patience:g}: expected more than 0")
-    return Deadlines().scaled(patience)
+def checked_pace(pace: float) -> float:
+    if not pace > 0:
+        raise BadInput(f"--pace {pace:g}: expected more than 0")
+    return pace
 
 
 def policy_of(

@@ -33,7 +33,7 @@ import trio
 from migrate.daemon.address import Address
 from migrate.errors import MigrationError
 from migrate.protocol import frames
-from migrate.protocol.messages import Message, RamBatch, Role
+from migrate.protocol.messages import Message, RamContent, Role
 
 CHUNK: Final = 1 << 18
 LANE_PIECES: Final = 4096
@@ -98,7 +98,7 @@ class Passing:
         return type(self.message).__name__
 
     async def gather(self) -> None:
-        """Take the page contents that follow a `RamBatch` into `data`."""
+        """Take the page contents that follow the frame into `data`."""
         self.data += await self.direction.take_content()
 
     async def go_on_to_offset(self) -> None:
@@ -245,8 +245,8 @@ class Direction:
         except MigrationError:
             return self._only_bytes()
         self._preface_seen = True
-        if isinstance(message, RamBatch):
-            self._content_left = sum(extent.length for extent in message.extents)
+        if isinstance(message, RamContent):
+            self._content_left = message.content_bytes
         return Passing(self, self._taken(end), message)
 
     def _only_bytes(self) -> Passing:

@@ -185,7 +185,10 @@ class SourceOptions:
 
 @attrs.frozen(kw_only=True)
 class TargetOptions:
-    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here."""
+    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here.
+
+    `pace` is how long a second of all pauses is; `deadlines` are given as they are.
+    """
 
     source: Address | None
     settings: TargetSettings
@@ -199,6 +202,7 @@ class TargetOptions:
     die_at: str | None = None
     halt_at: str | None = None
     failpoints: Path | None = None
+    pace: float = 1.0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
 
@@ -495,6 +499,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         retries=options.retries,
         deadlines=options.deadlines,
         access=options.access,
+        pace=options.pace,
     )
     with refusing_bad_input():
         name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))

@@ -61,6 +61,7 @@ class Daemons:
     target: tuple[str, ...] = ()
     both: tuple[str, ...] = ()
     pace: float = 1.0
+    have_failpoints: bool = True
 
     def state(self, side: Side) -> Path:
         return self.directory / side
@@ -116,10 +117,11 @@ class Supervisor:
             ("--storage", daemons.storage),
             ("--wire", daemons.wire),
             ("--artefacts", daemons.left),
-            ("--failpoints", daemons.failpoints),
         ):
             command += [option, str(place)]
-        command += ["--patience", repr(daemons.pace), "--audited", *daemons.both]
+        if daemons.have_failpoints:
+            command += ["--failpoints", str(daemons.failpoints)]
+        command += ["--pace", repr(daemons.pace), "--audited", *daemons.both]
         life = await begin_life(self.launcher, self.nursery, command, self.news)
         self.lives.append(life)
         self.news()

@@ -66,6 +66,7 @@ class TargetDaemon:
     retries: int = 0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
+    pace: float = 1.0
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
@@ -146,7 +147,7 @@ class TargetDaemon:
         for number in range(1 + self.retries):
             if number:
                 self.events.tell("retrying", attempt=number + 1)
-                await trio.sleep(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
+                await trio.sleep(self.pace * min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
             arrived = await self._attempt()
             if arrived is not None:
                 return arrived
@@ -211,7 +212,7 @@ class TargetDaemon:
                 raise
             except MigrationError as error:
                 self.events.tell("still in doubt", message=str(error), again_in_s=pause_s)
-                await trio.sleep(pause_s)
+                await trio.sleep(self.pace * pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:

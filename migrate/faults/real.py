@@ -53,7 +53,7 @@ from migrate.faults.plan import (
     name_of,
 )
 from migrate.protocol.frames import PREFACE
-from migrate.protocol.messages import Message, RamBatch, Role
+from migrate.protocol.messages import Message, RamContent, Role
 
 NS_PER_S: Final = 1_000_000_000
 CHANGES: Final = ("write ", "new generation", "settle debt")
@@ -119,12 +119,12 @@ class RealInjector:
 
     async def before(self, passing: Passing) -> None:
         message = passing.message
-        if isinstance(message, RamBatch) and message.round + 1 > self._counts[("round",)]:
+        if isinstance(message, RamContent) and message.round + 1 > self._counts[("round",)]:
             await self._pass(("round",), passing)
         key = ("message", passing.kind, passing.side.value, "before")
         due = self._due(key)
         is_recorded = key in self._said
-        if isinstance(message, RamBatch) and (is_recorded or any(_needs_data(fault) for fault in due)):
+        if isinstance(message, RamContent) and (is_recorded or any(_needs_data(fault) for fault in due)):
             await passing.gather()
         said = passing.data
         for fault in due:
