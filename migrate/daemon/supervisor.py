@@ -24,9 +24,10 @@ import trio
 from migrate.daemon.address import Address
 from migrate.daemon.failpoints import DATAGRAM_MAX
 from migrate.daemon.lives import SIDES, Launcher, Life, Side, begin_life, other
+from migrate.daemon.pair import lines_of
 from migrate.daemon.proxy import Proxy, Tap
 from migrate.daemon.state import MachineState, StateDirectory, StateError
-from migrate.daemon.wire import WireObserver, WireRecord, sender_of
+from migrate.daemon.wire import WireError, WireRecord, read_records, sender_of
 from migrate.engine.handoff import Holding
 
 LOOPBACK: Final = "127.0.0.1"
@@ -342,7 +343,7 @@ async def supervising(
         async with trio.open_nursery() as nursery:
             supervisor = Supervisor(daemons, faults, launcher(nursery), nursery, on_death)
             supervisor.address = f"{LOOPBACK}:{listeners[0].socket.getsockname()[1]}"
-            await nursery.start(WireObserver(daemons.wire, lambda record: _hear(supervisor, record)).serve)
+            hub = await begin_hub(supervisor.launcher, nursery, daemons.wire, lambda record: _hear(supervisor, record))
             nursery.start_soon(supervisor.proxy.serve, listeners)
             nursery.start_soon(supervisor.answer_failpoints, ask)
             try:
@@ -354,8 +355,66 @@ async def supervising(
                     await supervisor.until(lambda: all(life.is_over for life in supervisor.lives))
                     for life in supervisor.lives:
                         life.close()
+                    await hub.end()
             nursery.cancel_scope.cancel()
     daemons.failpoints.unlink(missing_ok=True)
+
+
+@attrs.define(eq=False)
+class Hub:
+    """The network, as a process of its own: it must answer within milliseconds, however busy we are (`wire.py`)."""
+
+    stdin: int
+    _ready: trio.Event = attrs.field(factory=trio.Event)
+    _heard: trio.Event = attrs.field(factory=trio.Event)
+    _gone: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._gone.is_set() or self._heard.is_set()
+
+    async def end(self) -> None:
+        """Return when everything that it heard has been told."""
+        os.close(self.stdin)
+        await self._gone.wait()
+        await self._heard.wait()
+
+    def note_status(self, status: int) -> None:
+        if not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+            self._gone.set()
+
+    async def listen(self, descriptor: int, note: Callable[[WireRecord], None]) -> None:
+        async with trio.lowlevel.FdStream(descriptor) as stream:
+            async for line in lines_of(stream):
+                for record in read_records([line.decode() + "\n"]):
+                    note(record)
+        self._heard.set()
+
+    async def complain(self, descriptor: int) -> None:
+        async with trio.lowlevel.FdStream(descriptor) as stream:
+            async for _ in lines_of(stream):
+                self._ready.set()
+        self._ready.set()
+
+
+async def begin_hub(launcher: Launcher, nursery: trio.Nursery, path: Path, note: Callable[[WireRecord], None]) -> Hub:
+    """Return when there is a network at `path`; `note` is told of every frame.
+
+    Raises:
+        WireError: there can be none.
+    """
+    (in_read, in_write), (out_read, out_write), (err_read, err_write) = (os.pipe() for _ in range(3))
+    hub = Hub(in_write)
+    arguments = ["wire", str(path), "--record", "/dev/stdout", "--attached"]
+    born = await launcher.launch(arguments, (in_read, out_write, err_write), hub.note_status)
+    for descriptor in (in_read, out_write, err_write, born.pidfd):
+        os.close(descriptor)
+    nursery.start_soon(hub.listen, out_read, note)
+    nursery.start_soon(hub.complain, err_read)
+    await hub._ready.wait()
+    if hub.has_ended:
+        raise WireError(f"{path}: there can be no network")
+    return hub
 
 
 def _hear(supervisor: Supervisor, record: WireRecord) -> None:

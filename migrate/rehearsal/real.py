@@ -78,8 +78,8 @@ class RealWorld:
     pace: float = 1.0
     lies: Teller | None = None
 
-    async def play(self, plan: Plan, directory: Path, launcher: Callable[[Any], Launcher]) -> RealTried:
-        """Below `directory`, which is empty, and which may be removed then.
+    async def play(self, plan: Plan, directory: Path, launcher: Callable[[Any], Launcher]) -> "Played":
+        """Below `directory`, which is empty.
 
         Raises:
             PlanError: what cannot be done to real daemons.
@@ -121,9 +121,7 @@ class RealWorld:
             wire=daemons.wire,
             spec=self.spec,
         )
-        violations += judged(case)
-        violations += [Violation(NOTHING_LEFT, f"{path} is left") for path in _left_behind(daemons)]
-        return RealTried(
+        tried = RealTried(
             plan=plan,
             owner=owner,
             published=published,
@@ -132,6 +130,7 @@ class RealWorld:
             timeline=supervisor.timeline(),
             retried=retried,
         )
+        return Played(tried=tried, case=case, daemons=daemons)
 
     def _promises_broken(self, supervisor: Supervisor, side: Side) -> Iterator[str]:
         """What a killed process had acknowledged to the guest's readers and is not on the disk.
@@ -144,6 +143,20 @@ class RealWorld:
         if life.told("guest runs") or "after write R" in life.points():
             for disk in supervisor.daemons.storage.glob("*.disk"):
                 yield from promises_broken(supervisor.daemons.state(side) / "ram", disk)
+
+
+@attrs.frozen(kw_only=True)
+class Played:
+    """A plan that was played, and everything there is to judge it by."""
+
+    tried: RealTried
+    case: Case
+    daemons: Daemons
+
+    def judged(self) -> RealTried:
+        """After this the directory of the play may be removed.  It takes a while, in which nobody else should wait."""
+        left = (Violation(NOTHING_LEFT, f"{path} is left") for path in _left_behind(self.daemons))
+        return attrs.evolve(self.tried, violations=(*self.tried.violations, *judged(self.case), *left))
 
 
 def published_by(lives: list[Life]) -> tuple[str, ...]:
