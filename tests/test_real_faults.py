@@ -31,6 +31,7 @@ from migrate.faults.plan import (
     TRIGGERS,
     AtByte,
     AtMessage,
+    AtTake,
     AtTime,
     AtWrite,
     ClockJump,
@@ -60,9 +61,11 @@ from migrate.faults.plan import (
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Truncate,
+    Untruth,
 )
 from migrate.faults.real import require_possible
 from migrate.protocol.messages import Role
@@ -116,6 +119,13 @@ PLANS: Final = PATIENT_PLANS | {
     "a bit of a page": plan((at("RamPages", S), FlipBit(bit=-60))),
     "a bit of the promise": plan((at("Ready", D), FlipBit(bit=70))),
     "paused twice": plan((at("Paused", S), Duplicate())),
+    "a promise of an older connection": plan((at("Prepare", S), Reset()), (at("Accept", D, number=2), Replay())),
+    "the first word of an older connection": plan((at("Prepare", S), Reset()), (at("Paused", S, number=2), Replay())),
+    "a message out of turn": plan((at("RoundStored", D), Lie())),
+    "a version that nobody knows": plan((at("Accept", D), Lie(what=Untruth.UNKNOWN_VERSION))),
+    "a device too many": plan((at("DevicesEnd", S), Lie(what=Untruth.WRONG_COUNT))),
+    "a preamble that is too large": plan((at("Preamble", S), Lie(what=Untruth.OVERSIZE))),
+    "RAM that is not there": plan((at("RamPages", S), Lie(what=Untruth.BAD_EXTENTS))),
     "late words of the source": plan((at("RoundEnd", S), Delay(side=S))),
     "an unsteady line to the source": plan((at("RoundEnd", S), Jitter(side=D, seconds=0.5, seed=3))),
     "the source dies before the commit is said": plan((at("Commit", S), Kill(side=S))),
@@ -219,15 +229,17 @@ def assert_same(name: str, real: RealTried, simulated: Tried) -> None:
 
 def test_there_are_plans_of_everything_that_can_strike() -> None:
     faults = [fault for plan in PLANS.values() for fault in plan.faults]
-    assert {type(fault.when) for fault in faults} == set(TRIGGERS.values())
-    assert set(ACTIONS.values()) - {type(fault.do) for fault in faults} == {PowerLoss, Lie, Replay}
+    assert set(TRIGGERS.values()) - {type(fault.when) for fault in faults} == {AtTake}  # there is no fence here
+    assert set(ACTIONS.values()) - {type(fault.do) for fault in faults} == {PowerLoss, StorageOutage}  # refused
     assert len(PLANS) >= 30
 
 
 def test_what_cannot_be_done_to_a_real_host_is_refused_by_name() -> None:
-    impossible = plan((at("Hello", D), Reset()), (AtWrite(side=S), PowerLoss(side=S)))
+    dark = plan((at("Hello", D), Reset()), (AtWrite(side=S), PowerLoss(side=S)))
     with pytest.raises(PlanError, match=r"fault 2: power-loss cannot be done to a real host: .*; say kill"):
-        require_possible(impossible, None)
+        require_possible(dark)
+    with pytest.raises(PlanError, match=r"fault 1: storage-outage cannot be done to a directory .*--fence"):
+        require_possible(plan((AtTime(seconds=1.0), StorageOutage(side=S))))
 
 
 # Strokes

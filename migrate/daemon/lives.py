@@ -206,9 +206,13 @@ class Life:
 
 
 async def begin_life(
-    launcher: Launcher, nursery: trio.Nursery, command: Sequence[str], news: Callable[[], None]
+    launcher: Launcher,
+    nursery: trio.Nursery,
+    command: Sequence[str],
+    news: Callable[[], None],
+    watch: Callable[[Event], None] | None = None,
 ) -> Life:
-    """A process for `command`, whose first word is its side; it is heard in `nursery`."""
+    """A process for `command`, whose first word is its side; it is heard in `nursery`, and `watch` with it."""
     ends = [os.pipe() for _ in range(3)]
     (in_read, in_write), (out_read, out_write), (err_read, err_write) = ends
     statuses: list[int] = []
@@ -223,6 +227,12 @@ async def begin_life(
     taking[0] = life.note_status
     for status in statuses:
         life.note_status(status)
-    nursery.start_soon(life.hear, out_read, lambda line: life.events.append(json.loads(line)))
+
+    def take(line: bytes) -> None:
+        life.events.append(json.loads(line))
+        if watch is not None:
+            watch(life.events[-1])
+
+    nursery.start_soon(life.hear, out_read, take)
     nursery.start_soon(life.hear, err_read, lambda line: life.complaints.append(line.decode(errors="replace")))
     return life

@@ -23,7 +23,7 @@ import trio
 
 from migrate.daemon.address import Address
 from migrate.daemon.failpoints import DATAGRAM_MAX
-from migrate.daemon.lives import SIDES, Launcher, Life, Side, begin_life, other
+from migrate.daemon.lives import SIDES, Event, Launcher, Life, Side, begin_life, other
 from migrate.daemon.pair import lines_of
 from migrate.daemon.proxy import Proxy, Tap
 from migrate.daemon.state import MachineState, StateDirectory, StateError
@@ -51,21 +51,26 @@ class Faults(Tap, Protocol):
 
 @attrs.frozen(kw_only=True)
 class Daemons:
-    """Where both keep things, and what they are told beyond that; `source` begins with the machine's spec file.
+    """Where both keep things, and what they are told beyond that.
 
-    Below `directory` are the state directories, the sockets and what is left of the machine.
+    `source` is for the machine's birth and begins with its spec file; a source that goes on is told `as_source` only.
+
+    Below `directory` are the sockets and what is left of the machine, and the state directories if they are not below
+    `states`.
     """
 
     directory: Path
     storage: Path
     source: tuple[str, ...]
+    as_source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     both: tuple[str, ...] = ()
     pace: float = 1.0
     have_failpoints: bool = True
+    states: Path | None = None
 
     def state(self, side: Side) -> Path:
-        return self.directory / side
+        return (self.directory if self.states is None else self.states) / side
 
     @property
     def left(self) -> Path:
@@ -90,6 +95,7 @@ class Supervisor:
     nursery: trio.Nursery
     on_death: Callable[[Side], None]
     """Is told when a killed process is gone, before anything else happens."""
+    watch: Callable[[Event], None] | None = None
     lives: list[Life] = attrs.field(factory=list)
     heard: list[WireRecord] = attrs.field(factory=list)
     told: list[tuple[int, str]] = attrs.field(factory=list)
@@ -112,7 +118,7 @@ class Supervisor:
             command += [self.address, *daemons.target]
         else:
             has_listened = any(life.told("listening") for life in self.lives if life.side == side)
-            command += [*(() if has_listened else daemons.source), "--listen", f"{LOOPBACK}:0"]
+            command += [*(() if has_listened else daemons.source), "--listen", f"{LOOPBACK}:0", *daemons.as_source]
         for option, place in (
             ("--state-dir", daemons.state(side)),
             ("--storage", daemons.storage),
@@ -123,7 +129,7 @@ class Supervisor:
         if daemons.have_failpoints:
             command += ["--failpoints", str(daemons.failpoints)]
         command += ["--pace", repr(daemons.pace), "--audited", *daemons.both]
-        life = await begin_life(self.launcher, self.nursery, command, self.news)
+        life = await begin_life(self.launcher, self.nursery, command, self.news, self.watch)
         self.lives.append(life)
         self.news()
         return life
@@ -199,8 +205,9 @@ class Supervisor:
         life = self.now(side)
         return life is None or life.is_over or not life.killed_from_outside
 
-    async def end(self) -> None:
-        """Both are asked to end, once whoever runs the machine has been heard."""
+    async def end(self, after_s: float = 0.0) -> None:
+        """Both are asked to end, once whoever runs the machine has been heard, and after so many real seconds."""
+        await trio.sleep(after_s)
         count, runners = len(self.heard), {life.pid for life in self.runners()}
         with trio.move_on_after(SHOW_LIFE_S):
             await self.until(
@@ -333,7 +340,11 @@ def _line(event: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def supervising(
-    daemons: Daemons, faults: Faults, on_death: Callable[[Side], None], launcher: Callable[[trio.Nursery], Launcher]
+    daemons: Daemons,
+    faults: Faults,
+    on_death: Callable[[Side], None],
+    launcher: Callable[[trio.Nursery], Launcher],
+    watch: Callable[[Event], None] | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Whatever still lives when the block is left is killed."""
     listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
@@ -341,7 +352,7 @@ async def supervising(
         await ask.bind(os.fspath(daemons.failpoints))
         ask.listen()
         async with trio.open_nursery() as nursery:
-            supervisor = Supervisor(daemons, faults, launcher(nursery), nursery, on_death)
+            supervisor = Supervisor(daemons, faults, launcher(nursery), nursery, on_death, watch)
             supervisor.address = f"{LOOPBACK}:{listeners[0].socket.getsockname()[1]}"
             hub = await begin_hub(supervisor.launcher, nursery, daemons.wire, lambda record: _hear(supervisor, record))
             nursery.start_soon(supervisor.proxy.serve, listeners)

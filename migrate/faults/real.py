@@ -18,6 +18,7 @@ from migrate.daemon.proxy import Connection, Passing
 from migrate.daemon.state import DiskTrouble
 from migrate.daemon.supervisor import Supervisor
 from migrate.faults.injection import Key, flip, key_of
+from migrate.faults.lies import told
 from migrate.faults.plan import (
     ACTIONS,
     DATA_ACTIONS,
@@ -47,42 +48,45 @@ from migrate.faults.plan import (
     Reset,
     Slice,
     Stall,
+    StorageOutage,
     SyncError,
     Throttle,
     Truncate,
     name_of,
 )
+from migrate.faults.words import fault_words
 from migrate.protocol.frames import PREFACE
-from migrate.protocol.messages import Message, RamContent, Role
+from migrate.protocol.messages import RamContent, Role
 
 NS_PER_S: Final = 1_000_000_000
 CHANGES: Final = ("write ", "new generation", "settle debt")
 """The changes of a journal that a failing disk is counted by.  Others (history, facts) fail as well, at no cost."""
 
-Teller = Callable[[Lie, Role, Message, bytes], bytes]
-"""What is said in the place of a message."""
 
-
-def require_possible(plan: Plan, lies: Teller | None) -> None:
+def require_possible(plan: Plan) -> None:
     """Raises PlanError for what cannot be done to real daemons."""
     for number, fault in enumerate(plan.faults, 1):
         if isinstance(fault.do, PowerLoss):
             raise PlanError(
                 f"fault {number}: power-loss cannot be done to a real host: its caches outlive its processes; say kill"
             )
-        if isinstance(fault.do, Lie) and lies is None:
-            raise PlanError(f"fault {number}: lie cannot be told to real daemons")
+        if isinstance(fault.do, StorageOutage):
+            raise PlanError(
+                f"fault {number}: storage-outage cannot be done to a directory that two daemons of one host have; try "
+                "it in simulation, with --fence"
+            )
 
 
 @attrs.define(eq=False)
 class RealInjector:
-    """See `migrate.daemon.supervisor.Faults`.  `fired` are the faults that have struck.
+    """See `migrate.daemon.supervisor.Faults`.  `fired` are the faults that have struck, and `on_strike` is told.
 
-    `lies` tells what a lying peer says; without it, plans that want one are refused.
+    Raises:
+        PlanError: what cannot be done to real daemons.
     """
 
     plan: Plan
-    lies: Teller | None = None
+    on_strike: Callable[[Fault], None] | None = None
     fired: list[Fault] = attrs.field(factory=list)
     _supervisor: Supervisor | None = None
     _counts: Counter[Key] = attrs.field(factory=Counter)
@@ -97,7 +101,7 @@ class RealInjector:
     _hung: set[Side] = attrs.field(factory=set)
 
     def __attrs_post_init__(self) -> None:
-        require_possible(self.plan, self.lies)
+        require_possible(self.plan)
         for fault in self.plan.faults:
             key, number = key_of(fault.when)
             if isinstance(fault.when, AtByte):
@@ -154,6 +158,8 @@ class RealInjector:
                 await self._pass(("message", name, Role(side).peer.value, "received"))
             case "point" if what.startswith("write "):
                 await self._pass(("write", side, moment))
+            case "point" if what == "take":
+                await self._pass(("take", side, moment))
         answer: dict[str, Any] = {}
         if side in self._wall_offset_ns:
             answer["wall_offset_ns"] = self._wall_offset_ns[side]
@@ -198,10 +204,9 @@ class RealInjector:
         message = passing.message
         assert message is not None, "it has been told as one"
         match fault.do:
-            case Lie() as lie:
-                assert self.lies is not None, "the plan has been looked at"
+            case Lie(what=what, way=way):
                 self._note(fault)
-                passing.data = self.lies(lie, passing.side, message, passing.data)
+                passing.data = told(what, passing.side, message, passing.data, way)
             case Replay():
                 older = [said for number, said in self._said[key] if number < passing.connection.number]
                 if older:
@@ -236,7 +241,9 @@ class RealInjector:
     def _note(self, fault: Fault) -> None:
         assert self._supervisor is not None, "the play has begun"
         self.fired.append(fault)
-        self._supervisor.tell(f"fault: {fault.do}")
+        if self.on_strike is not None:
+            self.on_strike(fault)
+        self._supervisor.tell(f"fault: {fault_words(fault)}")
 
     async def _strike(self, fault: Fault, connection: Connection | None) -> None:
         assert self._supervisor is not None, "the play has begun"

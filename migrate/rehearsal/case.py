@@ -25,6 +25,7 @@ from migrate.engine.handoff import Holding
 from migrate.engine.ownership import IMAGE_HOLDERS
 from migrate.rehearsal.ledger import LedgerAudit, NoLedger, read_program, read_record
 from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
+from sim_vmm.guest import LedgerGuest
 from sim_vmm.spec import Spec
 
 ENDS: Final = (*ExitCode, -signal.SIGKILL)
@@ -126,9 +127,16 @@ class Case:
     def ledger_objections(self) -> Iterator[str]:
         audit = self.ledger()
         if audit is None:
-            yield "nothing is left of the machine"
+            if self.guest_program() == LedgerGuest.name:
+                yield "nothing is left of the machine"
         else:
             yield from audit.violations
+
+    def guest_program(self) -> str | None:
+        """Of the machine that ran last; None if nothing is known of it."""
+        ended = [life.told("ended") for life in self.ran_to_the_end()]
+        guest = ended[-1]["guest"] if ended and ended[-1] is not None else None
+        return None if guest is None else guest["program"]
 
     def ledger(self) -> LedgerAudit | None:
         """What a reader makes of what is left of the machine, and of what was heard since its guest was booted last."""

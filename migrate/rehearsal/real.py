@@ -8,18 +8,20 @@ A source that still has the machine in the end is asked for it once more, by a t
 wrong: whatever failed before, that retry has to bring an identical machine.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
-from migrate.daemon.lives import SIDES, Launcher, Life, Side
+from migrate.daemon.lives import SIDES, Event, Launcher, Life, Side
 from migrate.daemon.pair import PairResult
 from migrate.daemon.supervisor import Daemons, Stuck, Supervisor, supervising
 from migrate.engine.handoff import Holding
 from migrate.faults.plan import Fault, Plan
-from migrate.faults.real import RealInjector, Teller, require_possible
+from migrate.faults.real import RealInjector
+from migrate.faults.words import fault_words, side_of
 from migrate.rehearsal.audit import DEVICES_AND_MEMORY, FAILED_EARLY, Evidence
 from migrate.rehearsal.case import Case, promises_broken
 from migrate.rehearsal.leftovers import Leftovers
@@ -65,18 +67,27 @@ class RealTried:
 
 @attrs.frozen(kw_only=True)
 class RealWorld:
-    """Where and how plans are played: `spec` is that of the machine as it is born, `spec_file` what the source is told.
+    """Where and how plans are played.
 
-    `pace` real seconds are one of the plan's, and of the daemons' deadlines.
+    `spec` is that of the machine as it is born, as `spec_file` and `source` say; a source that goes on is told
+    `as_source` only.  `pace` real seconds are one of the plan's, and of the daemons' deadlines.  Without `fences` the storage has none, as
+    in a simulation without one.  `states` and `storage` are directories, if not below that of the play.  With
+    `asks_again` a source that kept the machine is asked for it once more.
     """
 
     spec: Spec
     spec_file: Path
     source: tuple[str, ...] = ("--guest", "ledger")
+    as_source: tuple[str, ...] = ()
     target: tuple[str, ...] = ("--retries", str(RETRIES))
-    both: tuple[str, ...] = ("--unfenced",)
+    both: tuple[str, ...] = ()
     pace: float = 1.0
-    lies: Teller | None = None
+    fences: bool = False
+    states: Path | None = None
+    storage: Path | None = None
+    asks_again: bool = True
+    after_s: float = 0.0
+    watch: Callable[[Event], None] | None = None
 
     async def play(self, plan: Plan, directory: Path, launcher: Callable[[Any], Launcher]) -> "Played":
         """Below `directory`, which is empty.
@@ -85,14 +96,15 @@ class RealWorld:
             PlanError: what cannot be done to real daemons.
             NotStarted: the source could not begin.
         """
-        require_possible(plan, self.lies)
-        injector = RealInjector(plan, self.lies)
+        injector = RealInjector(plan, self._tell)
         daemons = Daemons(
             directory=directory,
-            storage=directory / "disks",
+            storage=self.storage or directory / "disks",
+            states=self.states,
             source=(str(self.spec_file), *self.source),
+            as_source=self.as_source,
             target=self.target,
-            both=self.both,
+            both=(*self.both, *(() if self.fences else ("--unfenced",))),
             pace=self.pace,
         )
         promises: list[str] = []
@@ -101,17 +113,17 @@ class RealWorld:
             promises.extend(self._promises_broken(supervisor, side))
 
         violations: list[Violation] = []
-        async with supervising(daemons, injector, on_death, launcher) as supervisor:
+        async with supervising(daemons, injector, on_death, launcher, self.watch) as supervisor:
             try:
                 await supervisor.play()
             except Stuck:
                 violations.append(Violation(AT_REST, "nobody is at rest, though all has been well for long"))
             published = published_by(supervisor.lives)
             owner = _owner(supervisor)
-            retried = not violations and owner == "source"
+            retried = self.asks_again and not violations and owner == "source"
             if retried:
                 violations += await _retry(supervisor)
-            await supervisor.end()
+            await supervisor.end(self.after_s)
         case = Case(
             lives=tuple(supervisor.lives),
             heard=tuple(supervisor.heard),
@@ -131,6 +143,12 @@ class RealWorld:
             retried=retried,
         )
         return Played(tried=tried, case=case, daemons=daemons)
+
+    def _tell(self, fault: Fault) -> None:
+        """What has struck, as an event beside those of the daemons."""
+        if self.watch is not None:
+            event = {"event": "fault", "side": side_of(fault), "at_ns": time.monotonic_ns()}
+            self.watch({**event, "fault": fault_words(fault)})
 
     def _promises_broken(self, supervisor: Supervisor, side: Side) -> Iterator[str]:
         """What a killed process had acknowledged to the guest's readers and is not on the disk.
@@ -152,6 +170,15 @@ class Played:
     tried: RealTried
     case: Case
     daemons: Daemons
+
+    def pair(self) -> PairResult:
+        """What all processes told, as if there had been one of each side; the exit codes are those of the last ones."""
+        told: dict[str, list[Event]] = {side: [] for side in SIDES}
+        codes: dict[str, int] = {}
+        for life in self.case.lives:
+            told[life.side] += life.events
+            codes[life.side] = life.exit_code or 0
+        return PairResult(source=told["source"], target=told["target"], exit_codes=codes)
 
     def judged(self) -> RealTried:
         """After this the directory of the play may be removed.  It takes a while, in which nobody else should wait."""
@@ -190,7 +217,14 @@ async def _retry(supervisor: Supervisor) -> list[Violation]:
 
 def judged(case: Case) -> Iterator[Violation]:
     """Whatever happened to processes and links, this must not have."""
-    checks: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
+    for check, objecting in checks_of(case).items():
+        for objections in objecting:
+            yield from (Violation(check, message) for message in objections())
+
+
+def checks_of(case: Case) -> dict[str, tuple[Callable[[], Iterator[str]], ...]]:
+    """By the names of the simulation's audits, as far as they are the same."""
+    return {
         ONE_RUNNER: (case.overlaps, case.wire_objections),
         STALE_IMAGE: (case.used_images,),
         NOTHING_LOST: (lambda: iter(case.promises), case.ledger_objections),
@@ -201,9 +235,6 @@ def judged(case: Case) -> Iterator[Violation]:
         NOTHING_LEFT: (case.leftover_objections,),
         NO_BUG: (case.crashes,),
     }
-    for check, objecting in checks.items():
-        for objections in objecting:
-            yield from (Violation(check, message) for message in objections())
 
 
 def not_identical(lives: tuple[Life, ...]) -> Iterator[str]:
