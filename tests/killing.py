@@ -259,7 +259,7 @@ class Play:
         await self.until(lambda: life.is_over)
         has_been_booted_again = any(one.told("started again") for one in self.lives)
         if (life.told("guest runs") or "after write R" in life.points()) and not has_been_booted_again:
-            self.promises += promises_broken(self.state_of[life.side] / "ram", self.storage / "disk.disk")
+            self.promises += promises_broken(self.state_of[life.side] / "ram", self.case.leftovers, self.case.spec)
 
     def settled(self) -> bool:
         """One runs, and the other has nothing left to do."""

@@ -24,7 +24,7 @@ from migrate.daemon.wire import WireRecord, ends_of, sender_of
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import IMAGE_HOLDERS
 from migrate.rehearsal.ledger import LedgerAudit, NoLedger, read_program, read_record
-from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
+from migrate.rehearsal.leftovers import Leftovers, audit_leftovers, disk_file
 from sim_vmm.guest import LedgerGuest
 from sim_vmm.spec import Spec
 
@@ -164,7 +164,7 @@ class Case:
         return None if kept is None else kept.record.holding
 
 
-def promises_broken(ram_files: Path, disk: Path) -> Iterator[str]:
+def promises_broken(ram_files: Path, leftovers: Leftovers, spec: Spec) -> Iterator[str]:
     """Of what a killed process had acknowledged to the guest's readers, what is not on the disk.
 
     A record may have been replaced by a newer one of the same run.
@@ -173,6 +173,9 @@ def promises_broken(ram_files: Path, disk: Path) -> Iterator[str]:
         try:
             program = read_program(file.read_bytes())
         except NoLedger:
+            continue
+        disk = None if program.disk_slot is None else disk_file(leftovers, spec, program.disk_slot)
+        if disk is None or not disk.exists():  # the contents of a blob died with the process
             continue
         with disk.open("rb") as blocks:
             for sequence in range(max(1, program.sequence - program.disk_blocks + 1), program.acknowledged + 1):

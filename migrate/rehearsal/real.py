@@ -70,9 +70,9 @@ class RealWorld:
     """Where and how plans are played.
 
     `spec` is that of the machine as it is born, as `spec_file` and `source` say; a source that goes on is told
-    `as_source` only.  `pace` real seconds are one of the plan's, and of the daemons' deadlines.  Without `fences` the storage has none, as
-    in a simulation without one.  `states` and `storage` are directories, if not below that of the play.  With
-    `asks_again` a source that kept the machine is asked for it once more.
+    `as_source` only.  `pace` real seconds are one of the plan's, and of the daemons' deadlines.  Without `fences` the
+    storage has none, as in a simulation without one.  `states` and `storage` are directories, if not below that of the
+    play.  With `asks_again` a source that kept the machine is asked for it once more.
     """
 
     spec: Spec
@@ -159,8 +159,9 @@ class RealWorld:
         if life is None or any(one.told("started again") for one in supervisor.lives):
             return
         if life.told("guest runs") or "after write R" in life.points():
-            for disk in supervisor.daemons.storage.glob("*.disk"):
-                yield from promises_broken(supervisor.daemons.state(side) / "ram", disk)
+            daemons = supervisor.daemons
+            leftovers = Leftovers(left=daemons.left, storage=daemons.storage, wire=None)
+            yield from promises_broken(daemons.state(side) / "ram", leftovers, self.spec)
 
 
 @attrs.frozen(kw_only=True)
