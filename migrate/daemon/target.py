@@ -49,7 +49,7 @@ FIRST_PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
 """Who is there again is to be asked again within two seconds."""
 BUSY_MAX: Final = 10
-"""How often in a row a source may be busy, most likely with the end of our last attempt, before that is a refusal."""
+"""How often in a row a source may be busy after an attempt of ours, most likely with its end, before that is final."""
 TELL_FOR_S: Final = 600.0
 """How long a debt is told to a source that does not answer: it has most likely heard it and gone."""
 
@@ -156,7 +156,7 @@ class TargetDaemon:
             if arrived is not None:
                 return arrived
             last = self.attempts[-1]
-            busy = busy + 1 if self.retries and _found_busy(last) and busy < BUSY_MAX else 0
+            busy = busy + 1 if len(self.attempts) > 1 and _found_busy(last) and busy < BUSY_MAX else 0
             if self.cancelled or (not busy and last.outcome in (Outcome.REFUSED, Outcome.IN_DOUBT)):
                 return None
             number += not busy
