@@ -168,6 +168,7 @@ async def one_pair(launcher: Launcher, striker: Striker) -> Series:
             both=("--unfenced",),
             pace=PACE,
             have_failpoints=False,
+            has_hub_apart=True,
         )
         async with supervising(daemons, striker, _nobody_dies, lambda _: launcher) as supervisor:
             await strike_all(supervisor)

@@ -27,7 +27,7 @@ from migrate.daemon.lives import SIDES, Event, Launcher, Life, Side, begin_life,
 from migrate.daemon.pair import lines_of
 from migrate.daemon.proxy import Proxy, Tap
 from migrate.daemon.state import MachineState, StateDirectory, StateError
-from migrate.daemon.wire import WireError, WireRecord, read_records, sender_of
+from migrate.daemon.wire import WireError, WireObserver, WireRecord, read_records, sender_of
 from migrate.engine.handoff import Holding
 
 LOOPBACK: Final = "127.0.0.1"
@@ -55,6 +55,7 @@ class Daemons:
 
     `source` is for the machine's birth and begins with its spec file; a source that goes on is told `as_source` only.
 
+    With `has_hub_apart` the network is a process of its own: it must answer within milliseconds, however busy we are.
     Below `directory` are the sockets and what is left of the machine, and the state directories if they are not below
     `states`.
     """
@@ -67,6 +68,7 @@ class Daemons:
     both: tuple[str, ...] = ()
     pace: float = 1.0
     have_failpoints: bool = True
+    has_hub_apart: bool = False
     states: Path | None = None
 
     def state(self, side: Side) -> Path:
@@ -279,6 +281,10 @@ class Supervisor:
         if patience.cancelled_caught:
             raise Stuck(self)
 
+    def hear(self, record: WireRecord) -> None:
+        self.heard.append(record)
+        self.news()
+
     def news(self) -> None:
         self._news.set()
         self._news = trio.Event()
@@ -354,7 +360,11 @@ async def supervising(
         async with trio.open_nursery() as nursery:
             supervisor = Supervisor(daemons, faults, launcher(nursery), nursery, on_death, watch)
             supervisor.address = f"{LOOPBACK}:{listeners[0].socket.getsockname()[1]}"
-            hub = await begin_hub(supervisor.launcher, nursery, daemons.wire, lambda record: _hear(supervisor, record))
+            hub = None
+            if daemons.has_hub_apart:
+                hub = await begin_hub(supervisor.launcher, nursery, daemons.wire, supervisor.hear)
+            else:
+                await nursery.start(WireObserver(daemons.wire, supervisor.hear).serve)
             nursery.start_soon(supervisor.proxy.serve, listeners)
             nursery.start_soon(supervisor.answer_failpoints, ask)
             try:
@@ -366,14 +376,15 @@ async def supervising(
                     await supervisor.until(lambda: all(life.is_over for life in supervisor.lives))
                     for life in supervisor.lives:
                         life.close()
-                    await hub.end()
+                    if hub is not None:
+                        await hub.end()
             nursery.cancel_scope.cancel()
     daemons.failpoints.unlink(missing_ok=True)
 
 
 @attrs.define(eq=False)
 class Hub:
-    """The network, as a process of its own: it must answer within milliseconds, however busy we are (`wire.py`)."""
+    """The network, as a process of its own (`wire.py`)."""
 
     stdin: int
     _ready: trio.Event = attrs.field(factory=trio.Event)
@@ -426,8 +437,3 @@ async def begin_hub(launcher: Launcher, nursery: trio.Nursery, path: Path, note:
     if hub.has_ended:
         raise WireError(f"{path}: there can be no network")
     return hub
-
-
-def _hear(supervisor: Supervisor, record: WireRecord) -> None:
-    supervisor.heard.append(record)
-    supervisor.news()

@@ -86,6 +86,7 @@ class RealWorld:
     states: Path | None = None
     storage: Path | None = None
     asks_again: bool = True
+    has_hub_apart: bool = False
     after_s: float = 0.0
     watch: Callable[[Event], None] | None = None
 
@@ -106,6 +107,7 @@ class RealWorld:
             target=self.target,
             both=(*self.both, *(() if self.fences else ("--unfenced",))),
             pace=self.pace,
+            has_hub_apart=self.has_hub_apart,
         )
         promises: list[str] = []
 
