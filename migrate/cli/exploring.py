@@ -293,7 +293,7 @@ def replay_real(plan_file: Path, spec_file: Path, *, fence: bool, pace: float, v
     """The plan on two processes, which are judged by what they tell and leave."""
     if not pace > 0:
         raise BadInput(f"--pace {pace:g}: expected more than 0")
-    plan = plan_for_real(plan_file, None)
+    plan = plan_for_real(plan_file)
     world = RealWorld(
         spec=born(read(spec_file, version).spec, None),
         spec_file=spec_file,

@@ -48,7 +48,6 @@ from migrate.engine.target import TargetSettings
 from migrate.faults.plan import Plan, PlanError
 from migrate.faults.real import require_possible
 from migrate.faults.toml import read_plan_file
-from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import NAME_MAX
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.real import RealWorld
@@ -424,7 +423,9 @@ def plan_for_real(file: Path, wire: Path | None = None, *, tls: bool = False) ->
     if wire is not None:
         raise BadInput("--faults brings a network of its own, as daemons come and go; leave --wire out")
     if tls:
-        raise BadInput("--faults strikes at messages, which nobody between the daemons can read with --tls; leave one out")
+        raise BadInput(
+            "--faults strikes at messages, which nobody between the daemons can read with --tls; leave one out"
+        )
     try:
         plan = read_plan_file(file)
         require_possible(plan)
