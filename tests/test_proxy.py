@@ -165,6 +165,7 @@ async def test_what_passes_is_told_frame_by_frame_and_arrives_as_it_was_sent() -
         HELLO + frames.encode_raw(0x9000, b"skipped") + PAUSED,
         HELLO + HELLO,
     ],
+    ids=lambda stream: f"{len(stream)} bytes",
 )
 async def test_what_does_not_parse_is_forwarded_all_the_same(stream: bytes) -> None:
     async with line(NoTap()) as ends:
@@ -253,7 +254,7 @@ async def cut_into_pieces(passing: Passing) -> None:
         ("source before RoundEnd", finish, WELCOME + BATCH),
         ("source before RamBatch", cut_into_pieces, WELCOME + BATCH + END),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )
 async def test_what_is_done_at_a_message_is_done_there(
     at: str, do: Callable[[Passing], Awaitable[None]], arrives: bytes
