@@ -1,58 +1,41 @@
 """Two daemons that are killed, restarted and judged: the play of tests/test_kills.py.
 
 A *play* is one machine on shared disks and a network, a source and a target as processes of their own (tests/zygote.py)
-and whatever happens to them.  Everything is done when an event says so.  A process is a *life* of its node: a node may
-have several, one after the other, over one state directory.
+and whatever happens to them.  Everything is done when an event says so.
 
 A daemon dies by its own hand, at exactly the point that it was told (`--die-at`), or is killed from outside when it
-cannot reach that point any more because the other has died before.
-
-The judgement believes no record of the daemons.  Who runs is taken from when guests ran, by events at their first and
-after their last step, and a killed one ran until it was killed.  What the guest was promised is read from the RAM that
-a killed process leaves and from the disk, before anybody starts again.  The network tells who spoke.  At the end both
-are asked to end, and the artefacts of the machine are audited by the reader of every rehearsal.
+cannot reach that point any more because the other has died before.  The judgement is that of migrate/rehearsal/case.py.
 """
 
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from itertools import combinations, groupby
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import attrs
 import trio
 
 from migrate.cli.specs import read
-from migrate.daemon.pair import lines_of
+from migrate.daemon.lives import SIDES, Born, Life, Side, begin_life, other
 from migrate.daemon.run import ExitCode
-from migrate.daemon.state import MachineState, StateDirectory, StateError
-from migrate.daemon.wire import WireObserver, WireRecord, ends_of
+from migrate.daemon.wire import WireObserver, WireRecord, sender_of
 from migrate.engine.handoff import Holding
-from migrate.engine.ownership import IMAGE_HOLDERS
-from migrate.rehearsal.ledger import NoLedger, read_program, read_record
-from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
+from migrate.rehearsal.case import Case, promises_broken
+from migrate.rehearsal.leftovers import Leftovers
 
-Event = dict[str, Any]
-Side = Literal["source", "target"]
-
-SIDES: Final[tuple[Side, Side]] = ("source", "target")
-END_OF_TIME_NS: Final = 1 << 63
 PATIENCE_S: Final = 30
 """No test waits that long unless it fails."""
 FRAMES_TO_SHOW_LIFE: Final = 3
-ENDS: Final = (*ExitCode, -signal.SIGKILL)
 
 SMALL_MACHINE: Final = {
     "board": {"cpus": 1, "memory_mb": 4, "chipset": {"type": "i440_fx", "value": {"enable_pcie": False}}},
@@ -79,10 +62,6 @@ SMALL_MACHINE: Final = {
 }
 
 
-def other(side: Side) -> Side:
-    return "target" if side == "source" else "source"
-
-
 def own_loopback() -> str:
     """An address of this process alone: nobody else takes a port while the daemon that had it is dead.
 
@@ -93,114 +72,6 @@ def own_loopback() -> str:
 
 
 # Processes
-
-
-@attrs.define(eq=False)
-class Life:
-    """One process of a node, by what it has told.  `status` is that of waitpid(2) once it has ended."""
-
-    side: Side
-    pid: int
-    pidfd: int
-    stdin: int
-    news: Callable[[], None]
-    began_ns: int = attrs.field(factory=time.monotonic_ns)
-    events: list[Event] = attrs.field(factory=list)
-    complaints: list[str] = attrs.field(factory=list)
-    status: int | None = None
-    halted: bool = False
-    killed_from_outside: bool = False
-    _gone_ns: int = 0
-    _streams: int = 2
-
-    @property
-    def is_over(self) -> bool:
-        """It has ended, and everything that it said has been heard."""
-        return self.status is not None and not self._streams
-
-    @property
-    def was_killed(self) -> bool:
-        return self.status is not None and os.WIFSIGNALED(self.status)
-
-    @property
-    def exit_code(self) -> int | None:
-        return None if self.status is None else os.waitstatus_to_exitcode(self.status)
-
-    def told(self, *names: str) -> Event | None:
-        """The last event of one of these names."""
-        return next((event for event in reversed(self.events) if event["event"] in names), None)
-
-    @property
-    def ended_ns(self) -> int:
-        """When it can have done nothing any more; the end of time while it lives."""
-        if self.status is None:
-            return END_OF_TIME_NS
-        died_at_point = self.was_killed and not self.killed_from_outside
-        return int(self.events[-1]["at_ns"]) if died_at_point and self.events else self._gone_ns
-
-    def points(self, since_ns: int = 0) -> list[str]:
-        """Those passed since then, as `--die-at` would have them: `NAME#2` is the second time in this life."""
-        counted: Counter[str] = Counter()
-        found = []
-        for event in self.events:
-            if event["event"] == "point":
-                name = event["name"]
-                counted[name] += 1
-                if event["at_ns"] >= since_ns:
-                    found.append(name if counted[name] == 1 else f"{name}#{counted[name]}")
-        return found
-
-    @property
-    def is_running_a_guest(self) -> bool:
-        """As far as it has told; a process that is dead had been, when it died."""
-        last = self.told("guest runs", "guest rests")
-        return last is not None and last["event"] == "guest runs"
-
-    def intervals(self) -> Iterator[tuple[int, int]]:
-        """When its guest ran, in ns of the host's monotonic clock; to the end of time if it still does."""
-        since = None
-        for event in self.events:
-            if event["event"] == "guest runs":
-                since = event["at_ns"]
-            elif event["event"] == "guest rests" and since is not None:
-                yield since, event["at_ns"]
-                since = None
-        if since is not None:
-            yield since, self.ended_ns
-
-    async def hear(self, descriptor: int, take: Callable[[bytes], None]) -> None:
-        async with trio.lowlevel.FdStream(descriptor) as stream:
-            async for line in lines_of(stream):
-                take(line)
-                self.news()
-        self._streams -= 1
-        self.news()
-
-    def note_status(self, status: int) -> None:
-        if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-            self.halted = os.WIFSTOPPED(status)
-        else:
-            self.status, self._gone_ns = status, time.monotonic_ns()
-        self.news()
-
-    def go_on(self) -> None:
-        """After having been halted."""
-        self._signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        if self.status is None:
-            self.killed_from_outside = True
-            self._signal(signal.SIGKILL)
-
-    def end(self) -> None:
-        """Ask it to end in order."""
-        self._signal(signal.SIGTERM)
-
-    def _signal(self, number: signal.Signals) -> None:
-        """Unless it has ended, which we may not have heard yet."""
-        if self.status is None:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, number)
 
 
 @contextmanager
@@ -217,6 +88,48 @@ def zygote() -> Iterator[socket.socket]:
                 yield ours
             finally:
                 ours.shutdown(socket.SHUT_RDWR)
+
+
+@attrs.define(eq=False)
+class ZygoteLauncher:
+    """See `migrate.daemon.lives.Launcher`: a fork of the zygote that is asked."""
+
+    asked: socket.socket
+    _pids: list[tuple[int, int]] = attrs.field(factory=list)
+    _notes: dict[int, Callable[[int], None]] = attrs.field(factory=dict)
+    _early: dict[int, list[int]] = attrs.field(factory=dict)
+    _news: trio.Event = attrs.field(factory=trio.Event)
+    _turn: trio.Lock = attrs.field(factory=trio.Lock)
+
+    async def listen(self) -> None:
+        """To the zygote."""
+        while True:
+            await trio.lowlevel.wait_readable(self.asked)
+            message, descriptors, _, _ = socket.recv_fds(self.asked, 4096, 1)
+            if not message:
+                return
+            told = json.loads(message)
+            pid = told["pid"]
+            if "status" not in told:
+                self._pids.append((pid, descriptors[0]))
+                self._news.set()
+            elif pid in self._notes:
+                self._notes[pid](told["status"])
+            else:
+                self._early.setdefault(pid, []).append(told["status"])
+
+    async def launch(
+        self, arguments: Sequence[str], descriptors: Sequence[int], note_status: Callable[[int], None]
+    ) -> Born:
+        async with self._turn:
+            self._news = trio.Event()
+            socket.send_fds(self.asked, [json.dumps({"arguments": list(arguments)}).encode()], list(descriptors))
+            await self._news.wait()
+            pid, pidfd = self._pids.pop()
+        self._notes[pid] = note_status
+        for status in self._early.pop(pid, ()):
+            note_status(status)
+        return Born(pid, pidfd)
 
 
 # The play
@@ -238,7 +151,7 @@ class Play:
     """See the module; use `playing`."""
 
     directory: Path
-    asked: socket.socket
+    launcher: ZygoteLauncher
     nursery: trio.Nursery
     options: tuple[str, ...] = ()
     source_options: tuple[str, ...] = ()
@@ -248,9 +161,6 @@ class Play:
     state_of: dict[Side, Path] = attrs.field(factory=dict)
     through: str | None = None
     _waiting: trio.Event = attrs.field(factory=trio.Event)
-    _born: trio.Event = attrs.field(factory=trio.Event)
-    _ended_at_once: dict[int, int] = attrs.field(factory=dict)
-    _pids: list[tuple[int, int]] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.spec.write_text(json.dumps(SMALL_MACHINE))
@@ -312,28 +222,12 @@ class Play:
         self.heard.append(record)
         self.news()
 
-    async def listen(self) -> None:
-        """To the zygote."""
-        while True:
-            await trio.lowlevel.wait_readable(self.asked)
-            message, descriptors, _, _ = socket.recv_fds(self.asked, 4096, 1)
-            if not message:
-                return
-            told = json.loads(message)
-            if "status" not in told:
-                self._pids.append((told["pid"], descriptors[0]))
-            elif life := next((life for life in self.lives if life.pid == told["pid"]), None):
-                life.note_status(told["status"])
-            else:
-                self._ended_at_once[told["pid"]] = told["status"]
-            self.news()
-
     async def start(self, side: Side, *arguments: str, die_at: str | None = None, halt_at: str | None = None) -> Life:
         """A process for `side`: with all that it must be told the first time, else with its state directory alone."""
         before = [life for life in self.lives if life.side == side]
         places = ["--state-dir", str(self.state_of[side]), "--wire", str(self.wire), "--artefacts", str(self.left)]
         places += ["--storage", str(self.storage)]
-        command: list[str] = [side, *arguments, *places, *self.options, "--events", "-", "--attached"]
+        command: list[str] = [side, *arguments, *places, *self.options]
         if side == "source":
             command += self.source_options
             if not any(life.told("listening") for life in before):
@@ -344,20 +238,8 @@ class Play:
             command += ["--die-at", die_at]
         if halt_at is not None:
             command += ["--halt-at", halt_at]
-        ends = [os.pipe() for _ in range(3)]
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = ends
-        self._pids.clear()
-        socket.send_fds(self.asked, [json.dumps({"arguments": command}).encode()], [in_read, out_write, err_write])
-        for descriptor in (in_read, out_write, err_write):
-            os.close(descriptor)
-        await self.until(lambda: self._pids)
-        pid, pidfd = self._pids.pop()
-        life = Life(side, pid, pidfd, in_write, self.news)
-        if pid in self._ended_at_once:
-            life.note_status(self._ended_at_once.pop(pid))
+        life = await begin_life(self.launcher, self.nursery, command, self.news)
         self.lives.append(life)
-        self.nursery.start_soon(life.hear, out_read, lambda line: life.events.append(json.loads(line)))
-        self.nursery.start_soon(life.hear, err_read, lambda line: life.complaints.append(line.decode()))
         return life
 
     @property
@@ -377,7 +259,7 @@ class Play:
         await self.until(lambda: life.is_over)
         has_been_booted_again = any(one.told("started again") for one in self.lives)
         if (life.told("guest runs") or "after write R" in life.points()) and not has_been_booted_again:
-            self.promises += promises_broken(self.state_of[life.side] / "ram", self.storage / "disk.disk")
+            self.promises += promises_broken(self.state_of[life.side] / "ram", self.case.leftovers, self.case.spec)
 
     def settled(self) -> bool:
         """One runs, and the other has nothing left to do."""
@@ -407,126 +289,28 @@ class Play:
         )
 
     def objections(self) -> Iterator[str]:
-        """Whatever happened to processes and links, this must not have."""
-        yield from self.grave_objections()
-        yield from self.leftover_objections()
-        owners = [side for side in SIDES if self.holding(side) is Holding.OWNER]
-        if owners != [life.side for life in self.ran_to_the_end()]:
-            yield f"at the end {owners} own the machine, and {self.ran_to_the_end()} ran it"
+        return self.case.objections()
 
     def grave_objections(self) -> Iterator[str]:
-        """Not even what happens to state directories may lead to this."""
-        yield from self.promises
-        yield from self.overlaps()
-        yield from self.used_images()
-        yield from self.wire_objections()
-        for life in self.lives:
-            if any("Traceback" in line for line in life.complaints) or life.exit_code not in ENDS:
-                yield f"the {life.side} crashed: {life.exit_code} {life.complaints[-3:]}"
-        if len(self.ran_to_the_end()) > 1:
-            yield "at the end two run the machine"
+        return self.case.grave_objections()
 
     def ran_to_the_end(self) -> list[Life]:
-        return [life for life in self.lives if (life.told("ended") or {"runs_here": False})["runs_here"]]
-
-    def overlaps(self) -> Iterator[str]:
-        runs = [(interval, life) for life in self.lives for interval in life.intervals()]
-        for ((a, b), one), ((c, d), two) in combinations(runs, 2):
-            if a < d and c < b:
-                ms = (min(b, d) - max(a, c)) / 1e6
-                yield f"two run at once: {one.side} {one.pid} and {two.side} {two.pid}, for {ms} ms"
-
-    def used_images(self) -> Iterator[str]:
-        """Who runs without having booted the guest has an image of it: nobody may have run since that was made.
-
-        It was made when the guest rested; a guest that was killed while it ran left no image.
-        """
-        told = [(event["at_ns"], life, event["event"]) for life in self.lives for event in life.events]
-        rested: Life | None = None
-        booted: Life | None = None
-        for _, life, event in sorted(told, key=lambda item: item[0]):
-            match event:
-                case "guest boots":
-                    booted = life
-                case "guest rests":
-                    rested = life
-                case "guest runs":
-                    if booted is not life and rested is None:
-                        yield f"{life.side} {life.pid} runs an image of a machine that has run since it was made"
-                    booted = rested = None
-
-    def wire_objections(self) -> Iterator[str]:
-        """Each process that speaks for the machine's MAC does so once, without anybody between."""
-        for mac in {record.source for record in self.heard}:
-            speakers = [sender for sender, _ in groupby(self.heard_from(mac))]
-            if len(speakers) != len(set(speakers)):
-                yield f"the network heard {mac} from {speakers}"
-
-    def heard_from(self, mac: str) -> list[int | None]:
-        return [sender_of(record) for record in self.heard if record.source == mac and record.sender is not None]
-
-    def leftover_objections(self) -> Iterator[str]:
-        for side in SIDES:
-            ram, holds_image = self.state_of[side] / "ram", self.holding(side) in IMAGE_HOLDERS
-            if ram.exists() and len(names := sorted(path.name for path in ram.iterdir())) != holds_image:
-                yield f"RAM is left on the {side}, which holds {self.holding(side)}: {names}"
-        if self.ran_to_the_end():
-            yield from self.ledger_objections()
-            with suppress(FileNotFoundError):
-                if names := sorted(path.name for path in ends_of(self.wire).iterdir()):
-                    yield f"ends are left on the network: {names}"
-
-    def ledger_objections(self) -> Iterator[str]:
-        heard = self.directory / "wire.jsonl"
-        heard.write_text("".join(record.line() for record in self.last_run()))
-        audit = audit_leftovers(Leftovers(left=self.left, storage=self.storage, wire=heard), read(self.spec, None).spec)
-        if audit is None:
-            yield "nothing is left of the machine"
-        else:
-            yield from audit.violations
-
-    def last_run(self) -> list[WireRecord]:
-        """Since the guest was booted last: its first record has number 1."""
-        boots = [index for index, record in enumerate(self.heard) if record.sequence == 1]
-        return self.heard[boots[-1] if boots else 0 :]
-
-    def kept(self, side: Side) -> MachineState | None:
-        """What the state directory has of the machine; None if it is not there, or cannot be believed."""
-        try:
-            with StateDirectory.look(self.state_of[side]) as state:
-                machines = state.machines()
-        except StateError:
-            return None
-        return machines[-1] if machines else None
+        return self.case.ran_to_the_end()
 
     def holding(self, side: Side) -> Holding | None:
-        kept = self.kept(side)
-        return None if kept is None else kept.record.holding
+        return self.case.holding(side)
 
-
-def sender_of(record: WireRecord) -> int | None:
-    """The process that a frame came from."""
-    return None if record.sender is None else int(record.sender.split("-")[1])
-
-
-def promises_broken(ram_files: Path, disk: Path) -> Iterator[str]:
-    """Of what a killed process had acknowledged to the guest's readers, what is not on the disk.
-
-    A record may have been replaced by a newer one of the same run.
-    """
-    for file in ram_files.glob("*"):
-        try:
-            program = read_program(file.read_bytes())
-        except NoLedger:
-            continue
-        with disk.open("rb") as blocks:
-            for sequence in range(max(1, program.sequence - program.disk_blocks + 1), program.acknowledged + 1):
-                blocks.seek(sequence % program.disk_blocks * program.block_size)
-                found = read_record(blocks.read(program.block_size))
-                is_there = found is not None and found.run == program.run and found.sequence >= sequence
-                if not is_there:
-                    yield f"record {sequence} was acknowledged, and its block holds {found}"
-                    break
+    @property
+    def case(self) -> Case:
+        return Case(
+            lives=tuple(self.lives),
+            heard=tuple(self.heard),
+            promises=tuple(self.promises),
+            states=self.state_of,
+            leftovers=Leftovers(left=self.left, storage=self.storage, wire=None),
+            wire=self.wire,
+            spec=read(self.spec, None).spec,
+        )
 
 
 @asynccontextmanager
@@ -534,8 +318,9 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
     """A play; whatever still lives when the block is left is killed."""
     with TemporaryDirectory(prefix="kill-") as directory:
         async with trio.open_nursery() as nursery:
-            play = Play(Path(directory), asked, nursery, **what)
-            nursery.start_soon(play.listen)
+            launcher = ZygoteLauncher(asked)
+            play = Play(Path(directory), launcher, nursery, **what)
+            nursery.start_soon(launcher.listen)
             await nursery.start(WireObserver(play.wire, play.heard_frame).serve)
             try:
                 yield play
@@ -545,8 +330,7 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
                         life.kill()
                     await play.until(lambda: all(life.is_over for life in play.lives))
                     for life in play.lives:
-                        os.close(life.stdin)
-                        os.close(life.pidfd)
+                        life.close()
                 nursery.cancel_scope.cancel()
 
 

@@ -1,6 +1,6 @@
 """What else may come to a source's port, or be found where a target looks for a source, while real migrations go on."""
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
@@ -11,12 +11,14 @@ from migrate.errors import Refused
 from migrate.protocol import frames
 from migrate.protocol.conversation import Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Refuse, Role
+from migrate.protocol.messages import Paused, Refuse, Role
 from sim_vmm.lifecycle import MachineState
 from tests.daemons import (
     ENDLESS,
     LOOPBACK,
     PATIENT,
+    Ending,
+    Fault,
     Neighbourhood,
     Source,
     Target,
@@ -147,6 +149,29 @@ async def test_a_second_target_is_told_that_the_machine_is_busy_and_the_first_is
     assert [(reason.component, reason.field) for reason in attempt.error.reasons] == [("machine", "migration")]
     assert second.hypervisor.kept == []
     await assert_undisturbed(source, first, clock)
+
+
+async def test_a_target_that_finds_the_source_busy_with_the_end_of_its_last_attempt_comes_again(
+    neighbourhood: Neighbourhood, clock: MockClock
+) -> None:
+    source = await neighbourhood.source()
+    told: list[str] = []
+
+    def be_busy_then(event: dict[str, Any]) -> None:
+        if event["event"] == "attempt ended" and told == []:
+            told.append(event["outcome"])
+            source.daemon._reclaiming = True  # as it is when it is at something else
+
+    def be_free(event: dict[str, Any]) -> None:
+        if event["event"] == "attempt ended" and event["outcome"] == "refused":
+            source.daemon._reclaiming = False
+
+    tap = await neighbourhood.tap(source.port, Fault(Role.SOURCE, Paused, lambda _: b"", Ending.RESET))
+    target = neighbourhood.target(tap.port, retries=1)
+    target.daemon.events.listeners += [be_busy_then, be_free]
+    assert await target.daemon.migrate_in() is not None
+    assert [attempt.outcome.value for attempt in target.daemon.attempts] == ["failed", "refused", "migrated"]
+    await assert_identical(source, target)
 
 
 async def test_a_target_whose_verdict_is_no_hears_its_reasons_repeated_by_the_source(

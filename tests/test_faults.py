@@ -87,7 +87,7 @@ CASES: list[tuple[Trigger, Action, str, list[str]]] = [
         AFTER_R,
         Kill(side=Role.TARGET),
         "source",
-        published("source: TransportLost", "source: Refused", "target: MigrationError"),
+        published("source: TransportLost", "source: Refused", "target: Restarted"),
     ),
     (
         COMMIT_ARRIVED,

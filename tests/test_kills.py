@@ -31,17 +31,16 @@ import pytest
 import trio
 
 from migrate.daemon.link import HANDOFF_TYPES
+from migrate.daemon.lives import SIDES, Side
 from migrate.daemon.state.journal import WRITES
 from migrate.protocol.conversation import NEXT
 from migrate.protocol.messages import Declined, Gone, Role, Settle, Unknown
 from tests.killing import (
     DAMAGES,
-    SIDES,
     Damage,
     Kill,
     Relapse,
     Scenario,
-    Side,
     Verdict,
     act,
     act_cut,
@@ -371,7 +370,7 @@ def test_a_machine_that_cannot_be_born_is_not_in_the_way_of_the_next(asked: sock
 
 WRITTEN: Final = {
     "source": ("write O", "set fact", "new generation", "write C", "write N", "note attempt"),
-    "target": ("set fact", "write N", "write R", "write O", "settle debt", "note attempt"),
+    "target": ("set fact", "expect", "write R", "write O", "settle debt", "note attempt"),
 }
 FULL: Final = [Kill(side, f"before {what}") for side in SIDES for what in WRITTEN[side]]
 

@@ -38,8 +38,8 @@ def test_what_is_written_is_where_it_is_in_real_ram(writes: list[tuple[int, byte
         assert light.view == real.view
         assert light.dirty.dirty_pages().tolist() == real.dirty.dirty_pages().tolist()
         content = bytearray(SIZE)
-        for data in light.data_ranges():
-            content[data.start : data.stop] = light.view[data.start : data.stop]
+        for found in light.data_ranges():
+            content[found.start : found.stop] = light.view[found.start : found.stop]
         assert content == real.view
 
 

@@ -24,6 +24,7 @@ import trio
 from migrate.daemon.state import (
     Attempt,
     Debt,
+    DiskTrouble,
     JournalDamaged,
     MachineState,
     PauseImage,
@@ -600,6 +601,23 @@ async def test_a_write_that_fails_leaves_the_old_record_or_counts(
         assert state.machine(VM) == AFTER[4]
     with StateDirectory.open(path) as state:
         assert state.machine(VM) == AFTER[4]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"), [(DiskTrouble.FULL, "database or disk is full"), (DiskTrouble.SYNC, "disk I/O error")], ids=str
+)
+async def test_trouble_that_was_asked_for_is_met_once_and_leaves_the_old_record(
+    path: Path, trouble: DiskTrouble, says: str
+) -> None:
+    with StateDirectory.open(path) as state:
+        journal = await state.birth(MACHINE, Record(Holding.OWNER, 1))
+        await journal.new_generation()
+        state.meet(trouble)
+        with pytest.raises(JournalFailed, match=f"{says}: nothing was written"):
+            await journal.write(GIVEN, image=COMMITTED_IMAGE)
+        assert state.machine(VM) == StateDirectory.look(path).machine(VM) == AFTER[2]
+        await journal.write(GIVEN, image=COMMITTED_IMAGE)
+        assert state.machine(VM) == AFTER[3]
 
 
 async def test_a_generation_whose_writing_failed_is_passed_over(path: Path, failures: list[str]) -> None:

@@ -3,24 +3,30 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
 import attrs
+import trio
 from cyclopts import Parameter
 
+from migrate.cli.migrating import born, plan_for_real
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.lives import InterpreterLauncher
+from migrate.daemon.run import ExitCode, leaf_of
+from migrate.daemon.supervisor import NotStarted
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
 from migrate.faults.cluster import ClusterError, ClusterLost, cluster
-from migrate.faults.explore import Experiment
+from migrate.faults.explore import Experiment, Tried
 from migrate.faults.plan import Plan, PlanError
 from migrate.faults.toml import read_plan_file, write_plan
+from migrate.rehearsal.real import RealTried, RealWorld
 from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
 from migrate.reports.recording import record
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
@@ -236,13 +242,19 @@ def replay(
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
     fence: Fenced = False,
+    real: Annotated[
+        bool, Parameter(name="--real", negative="", help="On two real daemons on loopback, and not in simulation.")
+    ] = False,
+    pace: Annotated[
+        float, Parameter(help="With --real: how many real seconds one of the plan's, and of all deadlines, takes.")
+    ] = 1.0,
     report: Report = None,
     trace: Trace = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
     json: Json = False,
 ) -> int:
-    """Run one plan of faults again, in simulation, and show everything that happens.
+    """Run one plan of faults again, in simulation or on real daemons, and show everything that happens.
 
     Parameters
     ----------
@@ -256,6 +268,10 @@ def replay(
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")
+    if real:
+        if report is not None or trace is not None:
+            raise BadInput("--report and --trace of real daemons are those of migrate rehearse --faults")
+        return replay_real(plan, file, fence=fence, pace=pace, version=api_version, json=json)
     require_writable(report=report, trace=trace)
     experiment = Experiment(
         spec=simulated(read(file, api_version).spec),
@@ -269,6 +285,39 @@ def replay(
         ("seed", str(read_it.seed)),
     ]
     leave_migration(report, trace, f"replay {plan}", lambda: record(experiment, read_it).timeline, facts)
+    _tell(tried, experiment.trace(read_it), fired=tried.fired, json=json)
+    return ExitCode.AUDIT_VIOLATED if tried.violations else ExitCode.DONE
+
+
+def replay_real(plan_file: Path, spec_file: Path, *, fence: bool, pace: float, version: int | None, json: bool) -> int:
+    """The plan on two processes, which are judged by what they tell and leave."""
+    if not pace > 0:
+        raise BadInput(f"--pace {pace:g}: expected more than 0")
+    plan = plan_for_real(plan_file)
+    world = RealWorld(
+        spec=born(read(spec_file, version).spec, None),
+        spec_file=spec_file,
+        source=("--guest", "ledger", *(() if version is None else ("--api-version", str(version)))),
+        fences=fence or plan.fence,
+        pace=pace,
+    )
+    tried: RealTried | None = None
+    complaint = ""
+    with TemporaryDirectory(prefix="migrate-") as directory:
+        try:
+            played = trio.run(world.play, plan, Path(directory), InterpreterLauncher)
+            tried = played.judged()
+        except* NotStarted as group:
+            complaint = str(leaf_of(group)).removeprefix("migrate: ")
+    if tried is None:
+        raise BadInput(complaint)
+    began_ns = tried.timeline[0][0]
+    lines = [f"{(at_ns - began_ns) / 1e6:10.1f} ms {who:6} {what}" for at_ns, who, what in tried.timeline]
+    _tell(tried, lines, fired=len(tried.fired), json=json)
+    return ExitCode.AUDIT_VIOLATED if tried.violations else ExitCode.DONE
+
+
+def _tell(tried: Tried | RealTried, lines: Sequence[str], *, fired: int, json: bool) -> None:
     violations = [attrs.asdict(violation) for violation in tried.violations]
     if json:
         print_json(
@@ -276,15 +325,14 @@ def replay(
                 "owner": tried.owner,
                 "outcome": tried.outcome,
                 "published": list(tried.published),
-                "faults_fired": tried.fired,
+                "faults_fired": fired,
                 "violations": violations,
-                "trace": list(experiment.trace(read_it)),
+                "trace": list(lines),
             }
         )
-    else:
-        for line in experiment.trace(read_it):
-            print_line(line, under=16)
-        print_line(f"{tried.outcome}; {tried.fired} of {len(read_it.faults)} faults struck")
-        for violation in violations:
-            print_line(f"{violation['check']}: {violation['message']}", under=4)
-    return ExitCode.AUDIT_VIOLATED if violations else ExitCode.DONE
+        return
+    for line in lines:
+        print_line(line, under=16)
+    print_line(f"{tried.outcome}; {fired} of {len(tried.plan.faults)} faults struck")
+    for violation in violations:
+        print_line(f"{violation['check']}: {violation['message']}", under=4)

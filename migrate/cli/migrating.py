@@ -24,6 +24,7 @@ from migrate.cli.units import parse_rate
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
 from migrate.daemon.guests import MEMORY_MB_MAX
+from migrate.daemon.lives import InterpreterLauncher
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
@@ -38,14 +39,19 @@ from migrate.daemon.run import (
 )
 from migrate.daemon.source import RECLAIM_AFTER_S
 from migrate.daemon.state import JournalDamaged, StateDirectory, StateError
+from migrate.daemon.supervisor import NotStarted
 from migrate.daemon.wire import WireError
 from migrate.engine.handoff import Holding
 from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
+from migrate.faults.plan import Plan, PlanError
+from migrate.faults.real import require_possible
+from migrate.faults.toml import read_plan_file
 from migrate.protocol.messages import NAME_MAX, STREAMS_MAX
 from migrate.rehearsal.leftovers import Leftovers
-from migrate.rehearsal.rehearse import RehearsalOptions, run_rehearsal
+from migrate.rehearsal.real import RealWorld
+from migrate.rehearsal.rehearse import RehearsalOptions, judge_faulty_rehearsal, run_rehearsal
 from migrate.rehearsal.result import RehearsalResult
 from migrate.releases import NEWEST, all_releases, release_named
 from migrate.reports.told import timeline_of
@@ -92,6 +98,10 @@ ReclaimAfter = Annotated[
 ]
 DieAt = Annotated[str | None, Parameter(name="--die-at", help="Be killed where this point is passed.", show=False)]
 HaltAt = Annotated[str | None, Parameter(name="--halt-at", help="Be stopped where this point is passed.", show=False)]
+FailpointsAt = Annotated[
+    Path | None, Parameter(name="--failpoints", help="Ask at this socket at every point whether to go on.", show=False)
+]
+Pace = Annotated[float, Parameter(help="How long a second of all deadlines and pauses is.", show=False)]
 Unfenced = Annotated[bool, Parameter(negative="", help="Do without the storage's fence.", show=False)]
 Artefacts = Annotated[Path | None, Parameter(help="Leave RAM, console and blobs here at the end.", show=False)]
 Attached = Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)]
@@ -132,6 +142,8 @@ def source(
     tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
+    failpoints: FailpointsAt = None,
+    pace: Pace = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -176,7 +188,8 @@ def source(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
-        deadlines=who.deadlines(),
+        failpoints=failpoints,
+        deadlines=who.deadlines().scaled(checked_pace(pace)),
         access=access,
     )
     with event_log("source", events, json) as log:
@@ -215,6 +228,8 @@ def target(
     tell_messages: TellMessages = False,
     die_at: DieAt = None,
     halt_at: HaltAt = None,
+    failpoints: FailpointsAt = None,
+    pace: Pace = 1.0,
     unfenced: Unfenced = False,
     json: Json = False,
 ) -> int:
@@ -260,7 +275,9 @@ def target(
         audited=audited,
         die_at=die_at,
         halt_at=halt_at,
-        deadlines=who.deadlines(),
+        failpoints=failpoints,
+        pace=pace,
+        deadlines=who.deadlines().scaled(checked_pace(pace)),
         access=access,
     )
     with event_log("target", events, json) as log:
@@ -291,6 +308,9 @@ def rehearse(
     rounds_max: RoundsMax = None,
     precopy_time_max_s: PrecopyTimeMax = None,
     replace: Replace = None,
+    faults: Annotated[
+        Path | None, Parameter(help="TOML file of what is to go wrong meanwhile, as for migrate replay --real.")
+    ] = None,
     retries: Retries = 0,
     streams: StreamCount = 1,
     seed: Seed = 0,
@@ -328,25 +348,11 @@ def rehearse(
         "--rounds-max": rounds_max,
         "--precopy-time-max-s": precopy_time_max_s,
     }
-    source_arguments = _arguments(
-        {
-            "--listen": "127.0.0.1:0",
-            "--from": from_,
-            "--guest": guest,
-            "--memory-mb": memory_mb,
-            "--seed": seed,
-            "--api-version": api_version,
-            **limits,
-        }
-    )
-    target_arguments = _arguments(
-        {
-            "--to": to,
-            "--replace": replace,
-            "--retries": at_least_0("--retries", retries),
-            "--streams": streams_of(streams),
-        }
-    )
+    of_birth = _arguments({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
+    as_source = _arguments({"--from": from_, **limits})
+    plan = None if faults is None else plan_for_real(faults, wire, tls=tls)
+    tries = {"--retries": at_least_0("--retries", retries), "--streams": streams_of(streams)}
+    target_arguments = _arguments({"--to": to, "--replace": replace, **tries})
     if state_dir is not None:
         require_unused(state_dir)
     require_writable(report=report, trace=trace, events=events)
@@ -367,7 +373,10 @@ def rehearse(
             seed=at_least_0("--seed", seed),
             leftovers=places.leftovers,
             pair=PairOptions(
-                source_arguments=(str(spec), *source_arguments, *arguments("source"), *watched),
+                source_arguments=(
+                    *(str(spec), "--listen", "127.0.0.1:0", *of_birth, *as_source),
+                    *(*arguments("source"), *watched),
+                ),
                 target_arguments=(*target_arguments, *arguments("target"), *watched),
                 after_s=at_least_0("--after-s", after_s),
                 wire=places.wire if places.leftovers.wire is not None else None,
@@ -376,9 +385,30 @@ def rehearse(
         )
         try:
             with live_progress(quiet=json) as watch:
-                result = trio.run(run_rehearsal, options, noting(told, watch))
+                if plan is None:
+                    result = trio.run(run_rehearsal, options, noting(told, watch))
+                else:
+                    world = RealWorld(
+                        spec=machine,
+                        spec_file=spec,
+                        source=tuple(of_birth),
+                        as_source=tuple(as_source),
+                        target=tuple(target_arguments),
+                        both=tuple(common),
+                        fences=True,
+                        states=state_dir,
+                        storage=places.leftovers.storage,
+                        asks_again=False,
+                        after_s=after_s,
+                        watch=noting(told, watch),
+                    )
+                    played = trio.run(world.play, plan, Path(directory), InterpreterLauncher)
+                    result = judge_faulty_rehearsal(options, played)
         except* DaemonDied as group:
             code = _tell_death(group)
+        except* NotStarted as group:
+            complain(str(leaf_of(group)).removeprefix("migrate: "))
+            code = ExitCode.BAD_INPUT
         except* WireError as group:
             complain(str(group.exceptions[0]))
             code = ExitCode.BAD_INPUT
@@ -399,6 +429,23 @@ def rehearse(
     if result.violations:
         return ExitCode.AUDIT_VIOLATED
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
+
+
+def plan_for_real(file: Path, wire: Path | None = None, *, tls: bool = False) -> Plan:
+    """Raises BadInput: there is no such plan, or it cannot be carried out on real daemons."""
+    if wire is not None:
+        raise BadInput("--faults brings a network of its own, as daemons come and go; leave --wire out")
+    if tls:
+        raise BadInput(
+            "--faults strikes at messages, which nobody between the daemons can read with --tls; leave one out"
+        )
+    try:
+        plan = read_plan_file(file)
+        require_possible(plan)
+    except PlanError as error:
+        text = str(error)
+        raise BadInput(text if text.startswith(str(file)) else f"{file}: {text}") from error
+    return plan
 
 
 def noting(events: list[Event], watch: Watch) -> Watch:
@@ -475,6 +522,12 @@ def born(spec: Spec, memory_mb: int | None) -> Spec:
     if not 1 <= board.memory_mb <= MEMORY_MB_MAX:
         raise BadInput(f"{board.memory_mb} MiB of guest RAM: expected 1 to {MEMORY_MB_MAX}")
     return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
+
+
+def checked_pace(pace: float) -> float:
+    if not pace > 0:
+        raise BadInput(f"--pace {pace:g}: expected more than 0")
+    return pace
 
 
 def policy_of(

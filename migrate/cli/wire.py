@@ -1,11 +1,15 @@
 """`migrate wire`: the hub of a wire, in a process of its own."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated
 
 import trio
+from cyclopts import Parameter
 
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
@@ -13,7 +17,12 @@ from migrate.daemon.run import ExitCode
 from migrate.daemon.wire import WireError, WireObserver, WireRecord, recorder
 
 
-def wire(path: Path, *, record: Path | None = None) -> int:
+def wire(
+    path: Path,
+    *,
+    record: Path | None = None,
+    attached: Annotated[bool, Parameter(negative="", help="End when standard input ends.", show=False)] = False,
+) -> int:
     """Carry frames between the NICs of all daemons with --wire PATH, and record who spoke when, until interrupted.
 
     Parameters
@@ -33,7 +42,7 @@ def wire(path: Path, *, record: Path | None = None) -> int:
         observer = WireObserver(path, note)
         refused = None
         try:
-            trio.run(_serve, observer)
+            trio.run(_serve, observer, attached)
         except* WireError as group:
             refused = str(group.exceptions[0])
         if refused is not None:
@@ -42,14 +51,23 @@ def wire(path: Path, *, record: Path | None = None) -> int:
     return ExitCode.DONE
 
 
-async def _serve(observer: WireObserver) -> None:
+async def _serve(observer: WireObserver, attached: bool) -> None:
     async with trio.open_nursery() as nursery:
+        if attached:
+            nursery.start_soon(_heed_parent, nursery.cancel_scope)
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             await nursery.start(observer.serve)
             complain(f"the wire at {observer.path} is there; Ctrl-C takes it away")
             async for _ in signals:
                 break
         nursery.cancel_scope.cancel()
+
+
+async def _heed_parent(scope: trio.CancelScope) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        async for _ in stdin:
+            pass
+    scope.cancel()
 
 
 def _ignore(_record: WireRecord) -> None:

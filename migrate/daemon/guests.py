@@ -176,7 +176,7 @@ class TrioHypervisor:
     the wire at the path `wire`, if there is one, and their disks in the directory `storage`, behind its fence.  Guest
     RAM is in a file where `ram_path` says, if it does, and at most `memory_mb_max` MiB.  `on_running` is told when a
     guest begins to run and when it has ceased to, `on_boot` when one has been booted, `on_point` around every change of
-    the fence's register.
+    the fence's register, `on_made` when there is a new machine.
     """
 
     nursery: trio.Nursery
@@ -193,6 +193,7 @@ class TrioHypervisor:
     on_running: Callable[[bool], None] = ignore
     on_boot: Callable[[], None] = do_nothing
     on_point: Callable[[str], None] = ignore
+    on_made: Callable[[Machine], None] = ignore
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
     documents: dict[Machine, Variant] = attrs.field(factory=dict)
@@ -245,6 +246,7 @@ class TrioHypervisor:
             )
         except (MachineError, WireError, OSError, ValueError) as error:
             raise MachineCreationFailed(str(error)) from error
+        self.on_made(machine)
         self._register = storage.fence
         if path is not None:
             self.rams[machine] = path

@@ -315,7 +315,7 @@ class NodeJournal:
     async def expect(self, machine: Machine) -> None:
         """What the machine is made of, and which guest is in it."""
         known = self._facts(machine, guest_text(guest_in(machine.memory)))
-        await self.durable.write(self.record, machine=known)
+        await self.durable.write_as("expect", self.record, machine=known)
 
     async def write(self, record: Record, *, image: bytes | None = None, owes_answer: bool = False) -> None:
         kept, known = None, self._known

@@ -56,6 +56,7 @@ class AttemptOutcome:
             "outcome": self.outcome.value,
             "phase": self.error.phase if isinstance(self.error, PeerFailed) else self.attempt.phase,
             "error": self._error(),
+            "raised": None if self.error is None else type(self.error).__name__,
             "reasons": [reason.as_json() for reason in self.error.reasons] if isinstance(self.error, Refused) else [],
             **self.attempt.as_json(),
         }

@@ -22,6 +22,7 @@ from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
+from migrate.daemon.failpoints import Failpoints
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import MEMORY_MB_MAX, GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
@@ -177,13 +178,17 @@ class SourceOptions:
     audited: bool = False
     die_at: str | None = None
     halt_at: str | None = None
+    failpoints: Path | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
 
 
 @attrs.frozen(kw_only=True)
 class TargetOptions:
-    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here."""
+    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here.
+
+    `pace` is how long a second of all pauses is; `deadlines` are given as they are.
+    """
 
     source: Address | None
     settings: TargetSettings
@@ -197,6 +202,8 @@ class TargetOptions:
     audited: bool = False
     die_at: str | None = None
     halt_at: str | None = None
+    failpoints: Path | None = None
+    pace: float = 1.0
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
 
@@ -223,6 +230,7 @@ class Run:
     runner: GuestRunner | None = None
     target: TargetDaemon | None = None
     source: SourceDaemon | None = None
+    failpoints: Failpoints | None = None
     _node: Node | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -231,6 +239,10 @@ class Run:
             self.events.listeners.append(signaller_at(self.options.die_at, signal.SIGKILL))
         if self.options.halt_at is not None:
             self.events.listeners.append(signaller_at(self.options.halt_at, signal.SIGSTOP))
+        if self.options.failpoints is not None:
+            self.failpoints = Failpoints(self.options.failpoints)
+            self.events.listeners.append(self.failpoints.heed)
+            self.events.tells_messages = True
 
     @property
     def node(self) -> Node:
@@ -243,7 +255,7 @@ class Run:
         Raises:
             BadInput: the state directory cannot be used.
         """
-        places, settings = self.options.places, self.options.settings
+        places, settings, failpoints = self.options.places, self.options.settings, self.failpoints
         hypervisor = TrioHypervisor(
             nursery,
             audited=self.options.audited,
@@ -255,6 +267,12 @@ class Run:
             on_boot=lambda: self.events.tell("guest boots"),
             on_point=self.visit,
         )
+        if failpoints is not None:
+            try:
+                failpoints.connect(self.events.side)
+            except OSError as error:
+                raise BadInput(f"{failpoints.path}: nobody answers there: {error.strerror}") from error
+            hypervisor.host_clock, hypervisor.on_made = failpoints.clock, failpoints.watch
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=self.events)
         if places.state is not None:
             try:
@@ -262,6 +280,8 @@ class Run:
             except StateError as error:
                 raise BadInput(str(error)) from error
             node.state, node.name = state, state.node
+            if failpoints is not None:
+                failpoints.on_trouble = state.meet
             hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
             state.on_point = self.visit
             node.forget_unused_ram()
@@ -288,6 +308,8 @@ class Run:
         finally:
             if self._node is not None:
                 self._node.close()
+            if self.failpoints is not None:
+                self.failpoints.close()
 
     def visit(self, point: str) -> None:
         """A process may die, or halt, at every point; tests see to that."""
@@ -479,6 +501,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         streams=options.streams,
         deadlines=options.deadlines,
         access=options.access,
+        pace=options.pace,
     )
     with refusing_bad_input():
         name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))

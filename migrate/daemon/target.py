@@ -21,6 +21,7 @@ from migrate.daemon.journal import Owed
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
+from migrate.daemon.source import BUSY
 from migrate.daemon.state import Debt
 from migrate.daemon.transport import Transport
 from migrate.engine.attempt import Attempt
@@ -39,7 +40,7 @@ from migrate.engine.target import (
     take_what_is_taken,
     tell_answer,
 )
-from migrate.errors import MigrationError
+from migrate.errors import MigrationError, Refused
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
 
@@ -48,6 +49,8 @@ T = TypeVar("T")
 FIRST_PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
 """Who is there again is to be asked again within two seconds."""
+BUSY_MAX: Final = 10
+"""How often in a row a source may be busy after an attempt of ours, most likely with its end, before that is final."""
 TELL_FOR_S: Final = 600.0
 """How long a debt is told to a source that does not answer: it has most likely heard it and gone."""
 
@@ -68,6 +71,7 @@ class TargetDaemon:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
     streams: int = 1
+    pace: float = 1.0
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
@@ -145,15 +149,19 @@ class TargetDaemon:
         return Cancelling.CANCELLED
 
     async def _attempts(self) -> Arrived | None:
-        for number in range(1 + self.retries):
-            if number:
-                self.events.tell("retrying", attempt=number + 1)
-                await trio.sleep(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
+        number = busy = 0
+        while number <= self.retries:
+            if number or busy:
+                self.events.tell("retrying", attempt=len(self.attempts) + 1)
+                await trio.sleep(self.pace * min(FIRST_PAUSE_S * 2 ** (number + busy), PAUSE_MAX_S))
             arrived = await self._attempt()
             if arrived is not None:
                 return arrived
-            if self.cancelled or self.attempts[-1].outcome in (Outcome.REFUSED, Outcome.IN_DOUBT):
+            last = self.attempts[-1]
+            busy = busy + 1 if len(self.attempts) > 1 and _found_busy(last) and busy < BUSY_MAX else 0
+            if self.cancelled or (not busy and last.outcome in (Outcome.REFUSED, Outcome.IN_DOUBT)):
                 return None
+            number += not busy
         return None
 
     async def _attempt(self) -> Arrived | None:
@@ -213,7 +221,7 @@ class TargetDaemon:
                 raise
             except MigrationError as error:
                 self.events.tell("still in doubt", message=str(error), again_in_s=pause_s)
-                await trio.sleep(pause_s)
+                await trio.sleep(self.pace * pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _connected(self, converse: Callable[[TargetPorts], Awaitable[T]], address: Address) -> T:
@@ -243,3 +251,8 @@ class TargetDaemon:
             observer=self.events,
             fence=self.hypervisor.fence,
         )
+
+
+def _found_busy(outcome: AttemptOutcome) -> bool:
+    """The source refused because it was at another attempt: the one refusal that passes by itself."""
+    return isinstance(outcome.error, Refused) and outcome.error.reasons == (BUSY,)

@@ -188,6 +188,11 @@ class WireRecord:
         return json.dumps(attrs.asdict(self)) + "\n"
 
 
+def sender_of(record: WireRecord) -> int | None:
+    """The process that a frame came from, if that is known."""
+    return None if record.sender is None else int(record.sender.split("-")[1])
+
+
 def read_records(lines: Iterable[str]) -> Iterator[WireRecord]:
     """The records in the lines of a file; a last line that is still being written is left out.
 

@@ -29,6 +29,18 @@ class Deadlines:
     farewell_s: float = 2.0
     overrides: Mapping[Phase, float] = attrs.field(factory=dict)
 
+    def scaled(self, factor: float) -> "Deadlines":
+        """Everything takes `factor` times as long as here."""
+        return Deadlines(
+            connect_s=factor * self.connect_s,
+            frame_s=factor * self.frame_s,
+            opening_s=factor * self.opening_s,
+            phase_s=factor * self.phase_s,
+            slowest_bytes_per_s=self.slowest_bytes_per_s / factor,
+            farewell_s=factor * self.farewell_s,
+            overrides={phase: factor * seconds for phase, seconds in self.overrides.items()},
+        )
+
     def allowance_s(self, phase: Phase, ram_bytes: int) -> float:
         """How long `phase` may last for a machine of `ram_bytes`; a phase that is entered again starts anew."""
         if phase in self.overrides:

@@ -184,6 +184,11 @@ CHECKS: Final[dict[str, Callable[[Evidence], Iterator[str]]]] = {
 }
 
 
+DEVICES_AND_MEMORY: Final = (_ram, _devices, _console)
+"""The checks that a machine which has moved is the one that was given away."""
+FAILED_EARLY: Final = _failed_after_resume
+
+
 @attrs.frozen(kw_only=True)
 class AuditResult:
     checks: tuple[str, ...]

@@ -5,9 +5,12 @@ from collections.abc import Callable
 import attrs
 
 from migrate.daemon.pair import Event, PairOptions, run_pair
-from migrate.rehearsal.audit import Evidence, audit
+from migrate.faults.words import fault_words
+from migrate.rehearsal.audit import AuditResult, Evidence, audit
 from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
+from migrate.rehearsal.real import Played, checks_of
 from migrate.rehearsal.result import RehearsalResult, assemble
+from migrate.simulation.audits import AT_REST
 from migrate.specs import BY_NUMBER
 from migrate.specs.digest import spec_digest
 from migrate.specs.offer import Variant, offer
@@ -40,6 +43,22 @@ async def run_rehearsal(options: RehearsalOptions, watch: Callable[[Event], None
         ledger=audit_leftovers(options.leftovers, options.spec),
     )
     return assemble(evidence, audit(evidence), options.spec.board.memory_mb * MIB, options.seed)
+
+
+def judge_faulty_rehearsal(options: RehearsalOptions, played: Played) -> RehearsalResult:
+    """Those checks that hold whatever happened to processes and links, and what the attempts were."""
+    tried = played.judged()
+    evidence = Evidence(
+        pair=played.pair(),
+        expected_spec=expected_digest(options.spec, options.replacements),
+        ledger=played.case.ledger(),
+    )
+    audited = AuditResult(
+        checks=(*checks_of(played.case), AT_REST),
+        violations=tuple((violation.check, violation.message) for violation in tried.violations),
+    )
+    ram_bytes = options.spec.board.memory_mb * MIB
+    return assemble(evidence, audited, ram_bytes, options.seed, tuple(map(fault_words, tried.fired)))
 
 
 def expected_digest(spec: Spec, replacements: Replacements) -> str:

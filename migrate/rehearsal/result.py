@@ -1,6 +1,6 @@
 """The result of a rehearsal in the shape that the command-line contract promises."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -32,8 +32,10 @@ class RehearsalResult:
         return found
 
 
-def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int) -> RehearsalResult:
-    """Lay what both sides told side by side."""
+def assemble(
+    evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int, fired: Sequence[str] = ()
+) -> RehearsalResult:
+    """Lay what both sides told side by side; `fired` are the faults that struck, in words."""
     ended = [_all(told, "attempt ended") for told in (evidence.pair.source, evidence.pair.target)]
     attempts = [attempt for attempt, _ in attempts_of(*ended)]
     resumed = evidence.last("target", "guest resumed")
@@ -49,7 +51,7 @@ def assemble(evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int
                 **_records(evidence),
             },
             "audit": audited.as_json(),
-            "faults_fired": [],
+            "faults_fired": list(fired),
             "seed": seed,
         },
     )

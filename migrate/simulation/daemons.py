@@ -48,6 +48,10 @@ BUSY: Final = Reason(
 )
 
 
+class Restarted(MigrationError):
+    """An attempt that a dead process had begun."""
+
+
 def ownership_of(life: Life) -> Ownership:
     """What may be done, outside of a conversation, to the machine that is here."""
 
@@ -228,7 +232,7 @@ class TargetDaemon:
             life.world.note_outcome(life, attempt, lost)
             return
         assert life.machine is not None, "it has been held again"
-        cause = MigrationError("the process of this node died")
+        cause = Restarted("the process of this node died")
         await self._conclude(attempt, ImageHeld(life.machine, MACHINE_NAME, life.journal.record, cause))
 
     async def _has_taken(self) -> bool:

@@ -8,7 +8,6 @@ The guest takes some steps whenever its process does something, as it would betw
 busily at the beginning of an attempt, so that there are two rounds of RAM, and slowly then.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -24,8 +23,9 @@ from migrate.simulation.modelled import ModelledMemory
 from migrate.simulation.scheduler import NS_PER_S, Killed
 from migrate.simulation.storage import SimulatedFence
 from sim_vmm.birth import Birth
+from sim_vmm.interception import intercept
 from sim_vmm.lifecycle import MachineState
-from sim_vmm.machine import Choose, DeviceState, Machine, newest
+from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
 
 if TYPE_CHECKING:
@@ -128,23 +128,9 @@ class Life:
         ram = None if kept is None else kept.ram
         machine = self.world.foundry.make(spec, birth, self.world.host_clock(self.node), ram)
         self.world.machines.append(machine)
-        self._show_hooks(machine)
+        hooks = self.world.hooks  # a failure of a device may be injected
+        intercept(machine, lambda: hooks.exporting(self), lambda: hooks.importing(self))
         return machine
-
-    def _show_hooks(self, machine: Machine) -> None:
-        """A failure of a device may be injected where its state is exported or imported."""
-        export, import_, hooks = machine.export_devices, machine.import_devices, self.world.hooks
-
-        def export_devices(choose: Choose = newest) -> tuple[DeviceState, ...]:
-            hooks.exporting(self)
-            return export(choose)
-
-        def import_devices(states: Iterable[DeviceState]) -> None:
-            hooks.importing(self)
-            import_(states)
-
-        machine.export_devices = export_devices  # type: ignore[method-assign]  # of this one machine only
-        machine.import_devices = import_devices  # type: ignore[method-assign]
 
     def forget_running(self) -> None:
         if self.machine is not None and self.machine.state is MachineState.RUNNING:

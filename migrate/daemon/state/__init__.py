@@ -10,6 +10,7 @@ is noticed, `journal.py` is the engines' port for one machine, and `directory.py
 """
 
 from migrate.daemon.state.contents import Attempt, Debt, KnownMachine, PauseImage
+from migrate.daemon.state.database import DiskTrouble
 from migrate.daemon.state.directory import MachineState, StateDirectory, current_boot_id
 from migrate.daemon.state.errors import JournalDamaged, StateError
 from migrate.daemon.state.journal import DurableJournal
@@ -17,6 +18,7 @@ from migrate.daemon.state.journal import DurableJournal
 __all__ = [
     "Attempt",
     "Debt",
+    "DiskTrouble",
     "DurableJournal",
     "JournalDamaged",
     "KnownMachine",

@@ -22,6 +22,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -116,10 +117,22 @@ def replace_identity(path: Path, contents: Contents, new: Contents) -> None:
         _transact(connection, differences(contents, new))
 
 
+class DiskTrouble(StrEnum):
+    """What may be made to happen to a commit, for rehearsals of it."""
+
+    FULL = "disk full"
+    SYNC = "sync error"
+    """All bytes were written, and could not be synced."""
+
+
 class Database:
-    """The open journal.  `commit` is for one thread at a time; `contents` may be read by any."""
+    """The open journal.  `commit` is for one thread at a time; `contents` may be read by any.
+
+    `trouble` is what the next commit is to meet.
+    """
 
     contents: Contents
+    trouble: DiskTrouble | None = None
 
     def __init__(self, path: Path, contents: Contents, witness: Witness) -> None:
         """Open `path`, which holds `contents`.
@@ -143,12 +156,12 @@ class Database:
         """
         if self._in_doubt is not None:
             raise StateError(*self._in_doubt.args)
-        old = self.contents
+        old, (trouble, self.trouble) = self.contents, (self.trouble, None)
         new = attrs.evolve(change(old), sequence=old.sequence + 1)
         try:
             if self._connection is None:
                 self._connection = self._opened()
-            _transact(self._connection, differences(old, new))
+            _transact(self._connection, differences(old, new), trouble)
             self.contents = new
         except _CommitFailed as failed:
             self.contents = self._after_failed_commit(old, new)
@@ -231,19 +244,32 @@ class _CommitFailed(Exception):
         self.error = error
 
 
-def _transact(connection: sqlite3.Connection, statements: Iterable[Statement]) -> None:
+def _transact(
+    connection: sqlite3.Connection, statements: Iterable[Statement], trouble: DiskTrouble | None = None
+) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement, values in statements:
             connection.execute(statement, values)
+        if trouble is DiskTrouble.FULL:
+            raise _trouble(sqlite3.SQLITE_FULL, "database or disk is full")
     except BaseException:
         with suppress(sqlite3.Error):
             connection.rollback()
         raise
     try:
         connection.execute("COMMIT")
+        if trouble is DiskTrouble.SYNC:
+            raise _trouble(sqlite3.SQLITE_IOERR, "disk I/O error")
     except sqlite3.Error as error:
         raise _CommitFailed(error) from error
+
+
+def _trouble(code: int, message: str) -> sqlite3.OperationalError:
+    """As SQLite would raise it."""
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = code
+    return error
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -40,7 +40,7 @@ from migrate.daemon.state.contents import (
     KnownMachine,
     PauseImage,
 )
-from migrate.daemon.state.database import COMPANIONS, Database, create, read_contents, replace_identity
+from migrate.daemon.state.database import COMPANIONS, Database, DiskTrouble, create, read_contents, replace_identity
 from migrate.daemon.state.errors import JournalDamaged, StateError
 from migrate.daemon.state.journal import Committer, DurableJournal, refuse_large
 from migrate.daemon.state.witness import Seen, Witness, read_seen, sync_directory, write_seen
@@ -142,6 +142,10 @@ class StateDirectory:
     @on_point.setter
     def on_point(self, visit: Callable[[str], None] | None) -> None:
         self._writing.on_point = visit
+
+    def meet(self, trouble: DiskTrouble) -> None:
+        """The next change of the journal finds its disk so."""
+        self._writing.database.trouble = trouble
 
     def machines(self) -> tuple[MachineState, ...]:
         """All that there is a record of, by name."""

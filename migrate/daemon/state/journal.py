@@ -23,7 +23,15 @@ from migrate.errors import JournalFailed
 WITH_IMAGE: Final = frozenset({Holding.COMMITTED, Holding.READY})
 
 WRITES: Final = frozenset(
-    {*(f"write {holding}" for holding in Holding), "birth", "new generation", "settle debt", "note attempt", "set fact"}
+    {
+        *(f"write {holding}" for holding in Holding),
+        "birth",
+        "expect",
+        "new generation",
+        "settle debt",
+        "note attempt",
+        "set fact",
+    }
 )
 """Everything that is made durable, by the names of its points: at each of them a process may die."""
 
