@@ -15,6 +15,7 @@ from migrate.protocol.messages import (
     Failure,
     Gone,
     Hello,
+    HelloFor,
     Inquire,
     Message,
     Owned,
@@ -73,6 +74,7 @@ TO_INQUIRE: list[Step] = [(TARGET, Inquire, Phase.SETTLE)]
 CONVERSATIONS: dict[str, list[Step]] = {
     "a migration": [*TO_PROMISE, *OWNED],
     "a target that declines": [*TO_PROMISE, *DECLINED],
+    "one that both sides know by an id": [(TARGET, HelloFor, Phase.WELCOME), *TO_PROMISE[1:], *OWNED],
     "a source that refuses": [(TARGET, Hello, Phase.WELCOME), (SOURCE, Refuse, Phase.ENDED)],
     "a target that refuses": [*TO_VERDICT, (TARGET, Refuse, Phase.ENDED)],
     "a settled image": [*TO_SETTLE, (SOURCE, Commit, Phase.OWNED), *OWNED],

@@ -101,7 +101,7 @@ def test_a_frame_is_laid_out_as_the_module_says() -> None:
 
 def test_type_numbers_are_unique_and_known_messages_are_mandatory() -> None:
     assert {number: kind.TYPE for number, kind in MESSAGES.items()} == {number: number for number in MESSAGES}
-    assert len(MESSAGES) == len(SPECIMENS) == 25
+    assert len(MESSAGES) == len(SPECIMENS) == 26
     assert max(MESSAGES) < OPTIONAL
 
 

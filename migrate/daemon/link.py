@@ -58,7 +58,8 @@ class SocketLink:
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
         self._cancel_scope: trio.CancelScope | None = None
         self._cancel_asked = self._cancel_forbidden = False
-        self._opening: Message | None = None
+        self.opening: Message | None = None  # the peer's first message
+        self._opening_is_due = False  # it was heard, and not asked for yet
         self._torn = False  # half a frame is out, so that nothing can follow it
 
     # The port that engines await
@@ -75,9 +76,9 @@ class SocketLink:
         self._visit("after send", message)
 
     async def receive(self) -> Message:
-        if self._opening is not None:
-            message, self._opening = self._opening, None
-            return message
+        if self._opening_is_due and self.opening is not None:
+            self._opening_is_due = False
+            return self.opening
         with self._bounded("waiting for the peer", self._deadlines.frame_s):
             frame = await self._read_frame()
             while frame[0].skippable:
@@ -109,7 +110,8 @@ class SocketLink:
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`: until then it may be anybody."""
-        self._opening = await self.receive()
+        self.opening = await self.receive()
+        self._opening_is_due = True
 
     def cancel(self) -> Cancelling:
         """Make the engine's present or next operation raise MigrationCancelled, if that is still allowed."""
