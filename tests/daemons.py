@@ -27,6 +27,7 @@ from migrate.daemon.address import Address
 from migrate.daemon.events import Event, EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
+from migrate.daemon.invitation import Invitation
 from migrate.daemon.journal import VolatileJournal, journal_of_owner, journal_of_stranger
 from migrate.daemon.node import Node
 from migrate.daemon.source import SourceDaemon
@@ -211,6 +212,7 @@ class Neighbourhood:
         counters: InjectionCounters | None = None,
         bandwidth: float | None = None,
         access: Access | None = None,
+        invitation: Invitation | None = None,
     ) -> Source:
         program = program or StampGuest()
         machine = make_machine(spec or make_spec(EVERY_DEVICE), counters, RELEASES[release].birth(VM_ID))
@@ -234,6 +236,7 @@ class Neighbourhood:
             EventLog("source", [lambda event: told.append(Told(event, machine.state))]),
             deadlines=deadlines,
             access=access or Access(),
+            invitation=invitation or Invitation(),
         )
         listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
         self.nursery.start_soon(daemon.serve, listeners)
@@ -250,6 +253,7 @@ class Neighbourhood:
         deadlines: Deadlines = PATIENT,
         counters: InjectionCounters | None = None,
         access: Access | None = None,
+        migration: UUID | None = None,
     ) -> Target:
         hypervisor = WatchedHypervisor(
             self.nursery,
@@ -261,7 +265,7 @@ class Neighbourhood:
         self.closing.callback(close_all, hypervisor.kept)
         told: list[Event] = []
         events = EventLog("target", [told.append])
-        settings = TargetSettings(node=f"{owner}-node", release=RELEASES[release])
+        settings = TargetSettings(node=f"{owner}-node", release=RELEASES[release], migration=migration)
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=events)
         daemon = TargetDaemon(
             Address(host=LOOPBACK, port=port),

@@ -21,6 +21,7 @@ from migrate.protocol.messages import (
     Failure,
     Gone,
     Hello,
+    HelloFor,
     Inquire,
     KindExports,
     KindVersions,
@@ -69,6 +70,7 @@ MODERN: Final = Reason(
 
 _ALL: Final[tuple[Message, ...]] = (
     Hello(protocol_versions=(1,), node="rack-7", release="r6"),
+    HelloFor(protocol_versions=(1,), node="rack-7", release="r6", migration=bytes(range(16, 32))),
     Welcome(protocol_version=1, node="rack-3", release="r3"),
     Preamble(
         machine="web-server",

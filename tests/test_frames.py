@@ -102,7 +102,7 @@ def test_a_frame_is_laid_out_as_the_module_says() -> None:
 
 def test_type_numbers_are_unique_and_only_the_transcript_may_be_skipped() -> None:
     assert {number: kind.TYPE for number, kind in MESSAGES.items()} == {number: number for number in MESSAGES}
-    assert len(MESSAGES) == len(SPECIMENS) == 29
+    assert len(MESSAGES) == len(SPECIMENS) == 30
     assert [kind for number, kind in MESSAGES.items() if number >= OPTIONAL] == [Transcript]
 
 

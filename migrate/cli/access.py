@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 from typing import Annotated, Final
+from uuid import UUID
 
 import attrs
 from cyclopts import Parameter
@@ -58,6 +59,10 @@ class AccessOptions:
             ) from None
 
 
+MigrationId = Annotated[
+    UUID | None,
+    Parameter(name="--migration-id", help="A UUID that both sides are given, for one migration: no other is let in."),
+]
 ANYBODY_ON_LOOPBACK: Final = AccessOptions()
 
 

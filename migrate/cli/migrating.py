@@ -8,12 +8,13 @@ from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Self, TypeVar
+from uuid import UUID, uuid4
 
 import attrs
 import trio
 from cyclopts import Parameter
 
-from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of, throw_away
+from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, MigrationId, address_of, throw_away
 from migrate.cli.checking import Guest, Releases, guest_named
 from migrate.cli.output import complain, print_json
 from migrate.cli.progress import Event, Watch, event_lines, live_progress
@@ -129,6 +130,7 @@ def source(
     api_version: ApiVersion = None,
     events: Events = None,
     who: AccessOptions = ANYBODY_ON_LOOPBACK,
+    migration_id: MigrationId = None,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     take_storage: Annotated[
@@ -182,6 +184,7 @@ def source(
         birth=birth,
         listen=address,
         settings=settings,
+        migration=migration_id,
         places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
@@ -218,6 +221,8 @@ def target(
     releases: Releases = None,
     events: Events = None,
     who: AccessOptions = ANYBODY_ON_LOOPBACK,
+    migration_id: MigrationId = None,
+    onward_id: Annotated[UUID | None, Parameter(help="The --migration-id of the migration away.")] = None,
     state_dir: StateDir = None,
     storage: StorageDirectory = None,
     reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
@@ -244,6 +249,8 @@ def target(
     """
     if source is None and state_dir is None:
         raise BadInput("SOURCE is missing, and there is no --state-dir that remembers one; see migrate target --help")
+    if (onward_id is not None and listen is None) or (migration_id and listen and onward_id is None):
+        raise BadInput("a migration away with --listen has an id of its own, --onward-id, and is the only one that has")
     access = who.access()
     from_address, own_address = (address_of(text, access) for text in (source, listen))
     release = release_named(to, all_releases(releases))
@@ -257,11 +264,14 @@ def target(
     )
     options = TargetOptions(
         source=from_address,
-        settings=TargetSettings(node=node, release=release, replacements=read_replacements_file(replace)),
+        settings=TargetSettings(
+            node=node, release=release, migration=migration_id, replacements=read_replacements_file(replace)
+        ),
         retries=at_least_0("--retries", retries),
         streams=streams_of(streams),
         listen=own_address,
         as_source=as_source if listen is not None else None,
+        onward=onward_id,
         places=Places(
             storage=storage,
             wire=wire,
@@ -364,8 +374,10 @@ def rehearse(
         places = RehearsalPlaces.below(Path(directory), storage, wire, state_dir)
         secured: dict[str, list[str]] = throw_away(Path(directory) / "certificates") if tls else {}
 
+        migration = ["--migration-id", str(uuid4())]
+
         def arguments(side: str) -> list[str]:
-            return [*common, *places.arguments(guest, side), *secured.get(side, ())]
+            return [*migration, *common, *places.arguments(guest, side), *secured.get(side, ())]
 
         options = RehearsalOptions(
             spec=machine,

@@ -81,7 +81,8 @@ class SocketLink:
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
         self._cancel_scope: trio.CancelScope | None = None
         self._cancel_asked = self._cancel_forbidden = False
-        self._opening: Message | None = None
+        self.opening: Message | None = None  # the peer's first message
+        self._opening_is_due = False  # it was heard, and not asked for yet
         self._torn = False  # half a frame is out, so that nothing can follow it
         self.streams = StreamsOf(self, dial, streams)
         self.over = trio.Event()
@@ -112,9 +113,9 @@ class SocketLink:
             self.streams.note_round()
 
     async def receive(self) -> Message:
-        if self._opening is not None:
-            message, self._opening = self._opening, None
-            return message
+        if self._opening_is_due and self.opening is not None:
+            self._opening_is_due = False
+            return self.opening
         message = await (self.streams.receive() if self.streams.carry else self.receive_here())
         while isinstance(message, Streams):
             self.streams.announce(message)
@@ -172,7 +173,8 @@ class SocketLink:
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`: until then it may be anybody."""
-        self._opening = await self.receive()
+        self.opening = await self.receive()
+        self._opening_is_due = True
 
     def cancel(self) -> Cancelling:
         """Make the engine's present or next operation raise MigrationCancelled, if that is still allowed."""
@@ -185,11 +187,6 @@ class SocketLink:
         return Cancelling.CANCELLED
 
     # What streams need of each other
-
-    @property
-    def opening(self) -> Message | None:
-        """What the peer has opened this connection with, if the engine has not taken it yet."""
-        return self._opening
 
     @property
     def has_news(self) -> bool:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from migrate.daemon.failpoints import Failpoints
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import MEMORY_MB_MAX, GuestRunner, TrioHypervisor
 from migrate.daemon.images import Image
+from migrate.daemon.invitation import IdUsed, Invitation, UsedIds
 from migrate.daemon.node import LISTENS_AT, SOURCE_AT, AnyJournal, ImageLost, Node, known_machine, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.source import RECLAIM_AFTER_S, SourceDaemon
@@ -167,11 +168,15 @@ class Birthplace:
 
 @attrs.frozen(kw_only=True)
 class SourceOptions:
-    """`birth` is the machine to make, unless there is one in the state directory; `listen` as remembered if None."""
+    """`birth` is the machine to make, unless there is one in the state directory; `listen` as remembered if None.
+
+    `migration` is the id of the one migration that the machine is here for, if it was given one.
+    """
 
     birth: Birthplace | None
     listen: Address | None
     settings: SourceSettings
+    migration: UUID | None = attrs.field(default=None, repr=False)
     places: Places = attrs.field(factory=Places)
     reclaim_after_s: float = RECLAIM_AFTER_S
     attached: bool = False
@@ -185,7 +190,7 @@ class SourceOptions:
 
 @attrs.frozen(kw_only=True)
 class TargetOptions:
-    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here.
+    """`source` as remembered if None.  `listen`: be a source in turn, once the machine is here, of `onward`.
 
     `pace` is how long a second of all pauses is; `deadlines` are given as they are.
     """
@@ -197,6 +202,7 @@ class TargetOptions:
     streams: int = 1
     listen: Address | None = None
     as_source: SourceSettings | None = None
+    onward: UUID | None = attrs.field(default=None, repr=False)
     reclaim_after_s: float = RECLAIM_AFTER_S
     attached: bool = False
     audited: bool = False
@@ -209,6 +215,7 @@ class TargetOptions:
 
 
 RUNS: Final = "is running; ready to be migrated away"
+ID_USED: Final = "the migration id was used before: every target is refused until this is started with a new one"
 NO_FENCE: Final = (
     "no --storage, so no fence: if the link is lost in the handoff, this node waits until the target comes back"
 )
@@ -231,6 +238,7 @@ class Run:
     target: TargetDaemon | None = None
     source: SourceDaemon | None = None
     failpoints: Failpoints | None = None
+    used_ids: UsedIds = attrs.field(factory=UsedIds)
     _node: Node | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -282,6 +290,7 @@ class Run:
             node.state, node.name = state, state.node
             if failpoints is not None:
                 failpoints.on_trouble = state.meet
+            self.used_ids.state = state
             hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
             state.on_point = self.visit
             node.forget_unused_ram()
@@ -323,9 +332,18 @@ class Run:
     def attempts(self) -> list[AttemptOutcome]:
         return [*(self.target.attempts if self.target else ()), *(self.source.attempts if self.source else ())]
 
-    async def serve(self, listeners: list[trio.SocketListener], journal: AnyJournal, settings: SourceSettings) -> None:
+    async def serve(
+        self,
+        listeners: list[trio.SocketListener],
+        journal: AnyJournal,
+        settings: SourceSettings,
+        migration: UUID | None,
+    ) -> None:
         """Be the source of the machine that is here, until it is handed over or must not run here any more."""
         assert self.runner is not None, "a machine is here"
+        invitation = Invitation(migration, self.used_ids)
+        if invitation.is_used:
+            self.events.tell("id used", message=ID_USED)
         daemon = self.source = SourceDaemon(
             self.runner,
             journal,
@@ -334,6 +352,7 @@ class Run:
             node=self.node,
             deadlines=self.options.deadlines,
             access=self.options.access,
+            invitation=invitation,
             reclaim_after_s=self.options.reclaim_after_s,
         )
         host, port = listeners[0].socket.getsockname()[:2]
@@ -370,8 +389,11 @@ async def run_source_daemon(options: SourceOptions, events: EventLog) -> tuple[E
         node = run.open_node(nursery)
         listeners = await listen(remembered(options.listen, node, LISTENS_AT) or DEFAULT_LISTEN, options.access)
         with refusing_bad_input():
+            if node.found() is None:  # a machine that is here runs, whoever may have it
+                Invitation(options.migration, run.used_ids).require_unused()
             run.runner, journal, name = await source_machine(options, node)
-        await run.serve(listeners, journal, attrs.evolve(options.settings, node=node.name, machine_name=name))
+        settings = attrs.evolve(options.settings, node=node.name, machine_name=name)
+        await run.serve(listeners, journal, settings, options.migration)
 
     code, report = await run.to_its_end(main)
     in_doubt = run.attempts and run.attempts[-1].outcome is Outcome.IN_DOUBT
@@ -440,7 +462,7 @@ def refusing_bad_input() -> Iterator[None]:
         raise BadInput(
             f"{error}; if nothing runs there any more, say --take-storage, or settle it with migrate resolve"
         ) from error
-    except (JournalFailed, StorageUnreachable) as error:
+    except (IdUsed, JournalFailed, StorageUnreachable) as error:
         raise BadInput(str(error)) from error
 
 
@@ -502,6 +524,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         deadlines=options.deadlines,
         access=options.access,
         pace=options.pace,
+        used_ids=run.used_ids,
     )
     with refusing_bad_input():
         name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
@@ -515,7 +538,8 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
     if node.hypervisor.image is not None:
         run.events.tell("image", image=await node.hypervisor.image.facts())
     if options.as_source is not None:
-        await run.serve(listeners, journal, attrs.evolve(options.as_source, machine_name=name, node=node.name))
+        as_source = attrs.evolve(options.as_source, machine_name=name, node=node.name)
+        await run.serve(listeners, journal, as_source, options.onward)
     else:
         await run.heed_fence(runner, journal)
 

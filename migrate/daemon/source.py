@@ -16,6 +16,7 @@ from migrate.daemon.access import Access
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
+from migrate.daemon.invitation import Invitation
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
@@ -27,7 +28,7 @@ from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Attach, Refuse, Role
+from migrate.protocol.messages import Attach, Hello, HelloFor, Message, Refuse, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff
 
@@ -52,6 +53,7 @@ class SourceDaemon:
     node: Node | None = None
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
+    invitation: Invitation = attrs.field(factory=Invitation)
     reclaim_after_s: float = RECLAIM_AFTER_S
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -147,13 +149,14 @@ class SourceDaemon:
                     self._waiting_room.let_in(caller)
                     await self._carry_ram(link, link.opening)
                     return
-                if self._current is not None or self._reclaiming:
-                    await self._turn_away(link)
+                objection = self._objection(link.opening)
+                if objection is not None:
+                    await self._turn_away(link, objection)
                     return
                 self._waiting_room.let_in(caller)
                 self._current = link
                 try:
-                    await self._attempt(link)
+                    await self._invited(link)
                 finally:
                     self._current = None
 
@@ -162,6 +165,30 @@ class SourceDaemon:
             await carry_ram(link, attach, self._current)
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))
+
+    def _objection(self, opening: Message | None) -> Reason | None:
+        """Why whoever said this must not have the machine now."""
+        unknown = self.invitation.objection(opening) if isinstance(opening, Hello | HelloFor) else None
+        if unknown is None and (self._current is not None or self._reclaiming):
+            return BUSY
+        return unknown
+
+    async def _invited(self, link: SocketLink) -> None:
+        """An attempt under the migration's id, if there is one; a handoff that is settled needs none."""
+        if not isinstance(link.opening, HelloFor):
+            await self._attempt(link)
+            return
+        try:
+            await self.invitation.use()
+        except MigrationError as error:
+            self.events.tell("turned away", error=str(error))
+            await tell_failure(link, "hello", error)
+            return
+        await self._attempt(link)
+        try:
+            await self.invitation.end(undone=not self.attempts[-1].attempt.committed)
+        except MigrationError as error:
+            self.events.tell("not remembered", message=f"that the migration id may be used again: {error}")
 
     async def _is_target(self, link: SocketLink, caller: Caller) -> bool:
         """Whether a target is there: nobody occupies the machine before having opened the conversation."""
@@ -203,9 +230,11 @@ class SourceDaemon:
             self.lost = outcome.outcome is not Outcome.MIGRATED
             self.over.set()
 
-    async def _turn_away(self, link: SocketLink) -> None:
+    async def _turn_away(self, link: SocketLink, objection: Reason) -> None:
         """Answer the hello, so that the refusal is understood; who came to settle will come again."""
+        if objection is not BUSY:
+            self.events.tell("turned away", error=objection.message)
         try:
-            await link.send(Refuse(reasons=(BUSY,)))
+            await link.send(Refuse(reasons=(objection,)))
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))

@@ -17,6 +17,7 @@ from migrate.daemon.address import Address
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
+from migrate.daemon.invitation import Invitation, UsedIds
 from migrate.daemon.journal import Owed
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
@@ -72,6 +73,8 @@ class TargetDaemon:
     access: Access = attrs.field(factory=Access)
     streams: int = 1
     pace: float = 1.0
+    used_ids: UsedIds = attrs.field(factory=UsedIds)
+    invitation: Invitation = attrs.field(init=False)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
     _link: SocketLink | None = None
@@ -81,6 +84,7 @@ class TargetDaemon:
 
     def __attrs_post_init__(self) -> None:
         self.journals = self.node.journals(str(self.address))
+        self.invitation = Invitation(self.settings.migration, self.used_ids)
 
     @property
     def hypervisor(self) -> TrioHypervisor:
@@ -93,12 +97,23 @@ class TargetDaemon:
         return self.journals.last
 
     async def migrate_in(self) -> Arrived | None:
-        """Return when the machine runs here, or None when every allowed attempt has failed: see `attempts`."""
+        """Return when the machine runs here, or None when every allowed attempt has failed: see `attempts`.
+
+        Raises:
+            IdUsed, JournalFailed: there was no attempt.
+        """
+        await self.invitation.use()
         self._migrating = True
         try:
-            return await self._attempts()
+            arrived = await self._attempts()
         finally:
             self._migrating = False
+        last = self.attempts[-1]
+        try:
+            await self.invitation.end(undone=last.outcome in (Outcome.REFUSED, Outcome.FAILED))
+        except MigrationError as error:
+            self.events.tell("not remembered", message=f"that the migration id may be used again: {error}")
+        return arrived
 
     async def ask(self, runner: GuestRunner, name: str, journal: NodeJournal, lost: ImageLost | None) -> Arrived | None:
         """An image that was here when the process died: what becomes of it.  One that is lost is declined."""

@@ -63,6 +63,7 @@ from migrate.protocol.messages import (
     DeviceState,
     Failure,
     Hello,
+    HelloFor,
     Inquire,
     Message,
     Owned,
@@ -164,7 +165,7 @@ class _Source:
         first = await self.link.receive()
         if isinstance(first, Settle | Inquire):
             return await self.settle(first)
-        assert isinstance(first, Hello), "the table allows nothing else"
+        assert isinstance(first, Hello | HelloFor), "the table allows nothing else"
         self.target = first.node
         await self.welcome(first)  # nothing to undo yet; and a machine that was given away must not be resumed
         try:
@@ -181,7 +182,7 @@ class _Source:
         await self.give_away(generation, image)
         return Served.HANDED_OVER
 
-    async def welcome(self, hello: Hello) -> None:
+    async def welcome(self, hello: Hello | HelloFor) -> None:
         """Pick the newest common protocol version, and refuse while an earlier handoff is in doubt."""
         reasons = []
         common = [version for version in PROTOCOL_VERSIONS if version in hello.protocol_versions]

@@ -51,6 +51,7 @@ from migrate.protocol.messages import (
     DeviceState,
     Gone,
     Hello,
+    HelloFor,
     Inquire,
     Preamble,
     Prepare,
@@ -89,8 +90,11 @@ class TargetPorts:
 
 @attrs.frozen(kw_only=True)
 class TargetSettings:
+    """`migration` is the id under which the source expects this target, if both were given one."""
+
     node: str
     release: Release
+    migration: UUID | None = attrs.field(default=None, repr=False)
     replacements: Replacements = attrs.field(factory=dict)
 
 
@@ -163,8 +167,7 @@ class _Target:
 
     async def greet(self) -> None:
         self.enter("hello")
-        release = self.settings.release.name
-        await self.link.send(Hello(protocol_versions=PROTOCOL_VERSIONS, node=self.settings.node, release=release))
+        await self.link.send(hello_of(self.settings))
         answer = await self.link.receive()
         if isinstance(answer, Refuse):
             raise Refused(answer.reasons, Role.SOURCE)
@@ -311,6 +314,14 @@ class _Target:
             await self.hypervisor.discard(self.machine)
         if isinstance(error, MigrationError) and not isinstance(error, Refused | PeerFailed):
             await tell_failure(self.link, self.attempt.phase, error)
+
+
+def hello_of(settings: TargetSettings) -> Hello | HelloFor:
+    node, release = settings.node, settings.release.name
+    if settings.migration is None:
+        return Hello(protocol_versions=PROTOCOL_VERSIONS, node=node, release=release)
+    migration = settings.migration.bytes
+    return HelloFor(protocol_versions=PROTOCOL_VERSIONS, node=node, release=release, migration=migration)
 
 
 def owned_here(record: Record) -> Reason:

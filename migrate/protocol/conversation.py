@@ -26,6 +26,7 @@ from migrate.protocol.messages import (
     Failure,
     Gone,
     Hello,
+    HelloFor,
     Inquire,
     Message,
     Owned,
@@ -77,6 +78,7 @@ SOURCE, TARGET = Role.SOURCE, Role.TARGET
 
 NEXT: Final[dict[tuple[Phase, Role, type[Message]], Phase]] = {
     (Phase.HELLO, TARGET, Hello): Phase.WELCOME,
+    (Phase.HELLO, TARGET, HelloFor): Phase.WELCOME,
     (Phase.WELCOME, SOURCE, Welcome): Phase.PREAMBLE,
     (Phase.WELCOME, SOURCE, Refuse): Phase.ENDED,
     (Phase.PREAMBLE, SOURCE, Preamble): Phase.VERDICT,

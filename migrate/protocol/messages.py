@@ -68,6 +68,18 @@ class Hello:
 
 
 @attrs.frozen(kw_only=True)
+class HelloFor:
+    """A `Hello` for one migration, which both sides know beforehand by its id."""
+
+    TYPE: ClassVar[int] = 8
+    BODY_MAX: ClassVar[int] = 4 * KIBIBYTE
+    protocol_versions: Annotated[tuple[U16, ...], AtMost(32)]
+    node: Name
+    release: Name
+    migration: Annotated[bytes, Exactly(16)] = attrs.field(repr=lambda _: "<an id>")
+
+
+@attrs.frozen(kw_only=True)
 class Welcome:
     """The source picks the newest common protocol version."""
 
@@ -469,6 +481,7 @@ class Failure:
 
 Message = (
     Hello
+    | HelloFor
     | Welcome
     | Preamble
     | Accept
@@ -503,6 +516,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     kind.TYPE: kind
     for kind in (
         Hello,
+        HelloFor,
         Welcome,
         Preamble,
         Accept,
