@@ -29,6 +29,7 @@ from migrate.protocol.messages import (
     DevicesEnd,
     DeviceState,
     Failure,
+    Gone,
     Hello,
     KindVersions,
     Message,
@@ -564,6 +565,16 @@ def test_an_acknowledgement_of_another_generation_settles_nothing(world: World) 
     world.tamper = lambda message: (message,)
     world.settle(target)
     assert target.result.settled is True
+
+
+def test_a_target_that_is_told_gone_when_it_has_just_begun_leaves_it_to_whoever_can_stop_the_machine(
+    world: World,
+) -> None:
+    target = world.new_target()
+    world.tamper = instead(Released, lambda released: Gone(generation=released.generation))
+    assert world.migrate(target) is None
+    assert target.result.settled is False
+    assert (str(target.journal.record), target.is_running) == ("O(2)", True)
 
 
 def test_a_source_that_cannot_note_the_commitment_keeps_the_machine_and_says_so(world: World) -> None:

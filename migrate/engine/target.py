@@ -13,6 +13,7 @@ import attrs
 
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import (
+    Act,
     Effect,
     Holding,
     Record,
@@ -424,7 +425,10 @@ class Handoff:
         record = self.journal.record
         try:
             answer = await self.ports.link.receive()
-            await self.ownership.carry_out(answered(record, answer, generation, record.peer))
+            ruling = answered(record, answer, generation, record.peer)
+            if Act.STOP in ruling:  # for whoever runs the machine: it is not settled, so the source is asked again
+                return False
+            await self.ownership.carry_out(ruling)
         except MigrationError:
             return False
         return answer == Released(generation=generation)
