@@ -67,8 +67,8 @@ from migrate.faults.plan import (
     Truncate,
     Untruth,
 )
-from migrate.faults.real import require_possible
 from migrate.protocol.messages import Role
+from migrate.rehearsal.injection import require_possible
 from migrate.rehearsal.real import Played, RealTried, RealWorld, homeless_errors, not_identical, told_early
 from migrate.simulation.remembering import remembering
 from tests.killing import SMALL_MACHINE, ZygoteLauncher, zygote

@@ -47,9 +47,9 @@ from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPol
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.faults.plan import Plan, PlanError
-from migrate.faults.real import require_possible
 from migrate.faults.toml import read_plan_file
 from migrate.protocol.messages import NAME_MAX, STREAMS_MAX
+from migrate.rehearsal.injection import require_possible
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.rehearsal.real import RealWorld
 from migrate.rehearsal.rehearse import RehearsalOptions, judge_faulty_rehearsal, run_rehearsal

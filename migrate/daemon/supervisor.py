@@ -185,8 +185,8 @@ class Supervisor:
             raise NotStarted(source)
         self.faults.begin(self)
         await self.start("target")
-        with trio.move_on_after(CALM_S * self.daemons.pace + PATIENCE_S / 4):
-            await self.until(self.is_quiet)
+        with trio.move_on_after(CALM_S * self.daemons.pace):
+            await self._wait_until(self.is_quiet)
         await self.calm()
         await self.until(self.is_at_rest)
 
@@ -275,11 +275,14 @@ class Supervisor:
         Raises:
             Stuck: it never comes.
         """
-        with trio.move_on_after(PATIENCE_S * max(1.0, self.daemons.pace)) as patience:
-            while not is_so():
-                await self._news.wait()
+        with trio.move_on_after(PATIENCE_S * (1 + self.daemons.pace)) as patience:
+            await self._wait_until(is_so)
         if patience.cancelled_caught:
             raise Stuck(self)
+
+    async def _wait_until(self, is_so: Callable[[], Any]) -> None:
+        while not is_so():
+            await self._news.wait()
 
     def hear(self, record: WireRecord) -> None:
         self.heard.append(record)

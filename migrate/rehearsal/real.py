@@ -20,10 +20,10 @@ from migrate.daemon.pair import PairResult
 from migrate.daemon.supervisor import Daemons, Stuck, Supervisor, supervising
 from migrate.engine.handoff import Holding
 from migrate.faults.plan import Fault, Plan
-from migrate.faults.real import RealInjector
 from migrate.faults.words import fault_words, side_of
 from migrate.rehearsal.audit import DEVICES_AND_MEMORY, FAILED_EARLY, Evidence
 from migrate.rehearsal.case import Case, promises_broken
+from migrate.rehearsal.injection import RealInjector
 from migrate.rehearsal.leftovers import Leftovers
 from migrate.simulation.audits import (
     AT_REST,

@@ -1,9 +1,9 @@
 """Makes the faults of a plan happen to real daemons, and counts what passes.
 
-A plan means the same as in the simulation (`injection.py`).  What it does to messages, bytes and connections happens in
-the proxy between the daemons, exactly before a message goes on or after; what it does to a daemon happens while that
-waits at a failpoint, or while the proxy holds a message of it back.  A few things no supervisor can do to a host that
-is alive, and a plan that asks for them is refused rather than done by halves.
+A plan means the same as in the simulation (`migrate/faults/injection.py`).  What it does to messages, bytes and
+connections happens in the proxy between the daemons, exactly before a message goes on or after; what it does to a
+daemon happens while that waits at a failpoint, or while the proxy holds a message of it back.  A few things no
+supervisor can do to a host that is alive, and a plan that asks for them is refused rather than done by halves.
 """
 
 from collections import Counter, defaultdict
