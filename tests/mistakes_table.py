@@ -132,7 +132,8 @@ def _fault_in_words(fault: Fault) -> str:
 def _values(value: Any, *but: str) -> list[str]:
     """Of its fields, those that are not as they would be if nothing were said."""
     fields = [field for field in attrs.fields(type(value)) if field.name not in but]
-    return [str(getattr(value, field.name)) for field in fields if getattr(value, field.name) != field.default]
+    said = [getattr(value, field.name) for field in fields if getattr(value, field.name) != field.default]
+    return ["never" if it is None else str(it) for it in said]
 
 
 def write_page(found: dict[str, Finding]) -> None:

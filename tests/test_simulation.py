@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,11 +13,14 @@ import pytest
 from migrate.faults.explore import random_plan
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Plan
+from migrate.simulation.audits import AT_REST
+from migrate.simulation.daemons import SourceDaemon
 from migrate.simulation.light_memory import LightMemory
+from migrate.simulation.link import SimulatedLink
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
 from migrate.simulation.network import Pipe
 from migrate.simulation.remembering import remembering
-from migrate.simulation.scheduler import Scheduler
+from migrate.simulation.scheduler import Scheduler, Signal, Wait
 from migrate.simulation.world import Result
 from sim_vmm.machine import MIB
 from sim_vmm.memory import GuestMemory
@@ -82,6 +86,47 @@ def test_what_is_taken_for_speed_changes_nothing_but_the_time(
     without(monkeypatch)
     for plan, one, other in zip(plans, short, results(), strict=True):
         assert attrs.evolve(one, steps=0) == attrs.evolve(other, steps=0), plan
+
+
+def test_the_machine_moves_back_if_it_is_moved_once_more() -> None:
+    result = run_world(once_more=True, traced=True)
+    assert (result.violations, result.owner, result.published) == (
+        (),
+        "target",
+        ("source: migrated", "target: migrated"),
+    )
+    said = [line.split(" ", 1)[1] for line in result.trace]
+    back = said[said.index("world once more, from rack-7 to rack-3") :]
+    assert [line for line in back if " writes " in line] == [
+        "rack-3 writes R(3)",
+        "rack-7 writes C(3)",
+        "rack-3 writes O(3)",
+        "rack-7 writes N(3)",
+    ]
+
+
+def test_a_connection_that_is_left_open_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(self: SimulatedLink) -> None:
+        """It is not."""
+
+    monkeypatch.setattr(SimulatedLink, "close", close)
+    assert {violation.check for violation in run_world().violations} == {AT_REST}
+
+
+def test_a_task_that_is_left_waiting_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait_for_ever(self: SourceDaemon) -> None:
+        await Wait(Signal(self.life.world.scheduler))
+
+    monkeypatch.setattr(SourceDaemon, "begin", both(SourceDaemon.begin, wait_for_ever))
+    assert {violation.check for violation in run_world().violations} == {AT_REST}
+
+
+def both(first: Any, second: Any) -> Any:
+    async def one_after_the_other(self: Any) -> None:
+        await first(self)
+        await second(self)
+
+    return one_after_the_other
 
 
 PRINT_HASHES = "from tests.test_simulation import hashes; print(hashes())"

@@ -35,13 +35,19 @@ from sim_vmm.spec import Spec
 STATE_PAGE: Final = 1
 WORKING_SET: Final = range(2, 10)
 WORKING_SET_PAGES: Final = len(WORKING_SET)
-USED_BYTES: Final = 10 * PAGE_SIZE
+COLD_PAGE: Final = 10
+"""Written when the program begins and never again: what is written over and over hides that it was lost once."""
+USED_BYTES: Final = 11 * PAGE_SIZE
 """All content of RAM lies below; that nothing ever lies above is looked at when all is over."""
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _STATE: Final = struct.Struct("<QQQ")
 _STATE_BYTES: Final = _STATE.size
 _STATE_GPA: Final = STATE_PAGE * PAGE_SIZE
 _MAGIC: Final = int.from_bytes(b"rehearse", "little")
+_COLD: Final = b"written once"
+_NOTHING: Final = bytes(_STATE_BYTES)
+ZEROED_AT: Final = 7
+"""Of eight steps, the one that leaves zeros in the last page of the working set, which has nothing else."""
 
 
 class Foundry(Protocol):
@@ -243,6 +249,7 @@ def boot(machine: Machine) -> None:
     """The program begins: once, at the birth of a machine and whenever it starts from its disks."""
     for page in WORKING_SET[::2]:
         machine.memory.write((page + 1) * PAGE_SIZE - _STATE_BYTES, _STATE.pack(0, page, _MAGIC) * 2)
+    machine.memory.write(COLD_PAGE * PAGE_SIZE, _COLD)
     _store(machine, 0, 0)
     machine.console.append(b"booted\n")
 
@@ -250,13 +257,14 @@ def boot(machine: Machine) -> None:
 def step(machine: Machine) -> None:
     """Write the number of the step to the end of one page of the working set and the beginning of the next.
 
-    Now and then a line is printed, and a device changes.
+    Now and then a line is printed, and a device changes; and the last page of the working set becomes zero again.
     """
     memory = machine.memory
     run, steps, _ = _STATE.unpack(memory.read(_STATE_GPA, _STATE_BYTES))
     steps += 1
     page = WORKING_SET[steps * 2 % WORKING_SET_PAGES]
-    memory.write((page + 1) * PAGE_SIZE - _STATE_BYTES, _STATE.pack(steps, page, run) * 2)
+    stamp = _STATE.pack(steps, page, run)
+    memory.write((page + 1) * PAGE_SIZE - _STATE_BYTES, stamp + (_NOTHING if steps % 8 == ZEROED_AT else stamp))
     memory.write(_STATE_GPA, _STATE.pack(run, steps, _MAGIC))
     if steps % 4 == 0:
         machine.console.append(b"step %d\n" % steps)
@@ -276,11 +284,15 @@ def lost_of_ledger(machine: Machine, steps: int) -> list[str]:
     if found != steps:
         return [f"it has done {steps} steps, and knows of {found}"]
     lost = []
-    for number in range(max(1, steps + 1 - len(WORKING_SET) // 2), steps + 1):
-        page = WORKING_SET[number * 2 % len(WORKING_SET)]
-        written = machine.memory.read((page + 1) * PAGE_SIZE - _STATE.size, 2 * _STATE.size)
-        if any(_STATE.unpack(half)[:2] != (number, page) for half in (written[: _STATE.size], written[_STATE.size :])):
+    for number in range(max(1, steps + 1 - WORKING_SET_PAGES // 2), steps + 1):
+        page = WORKING_SET[number * 2 % WORKING_SET_PAGES]
+        written = machine.memory.read((page + 1) * PAGE_SIZE - _STATE_BYTES, 2 * _STATE_BYTES)
+        stamp, again = written[:_STATE_BYTES], written[_STATE_BYTES:]
+        expected = _NOTHING if number % 8 == ZEROED_AT else stamp
+        if _STATE.unpack(stamp)[:2] != (number, page) or again != expected:
             lost.append(f"step {number} is not in pages {page} and {page + 1}")
+    if machine.memory.read(COLD_PAGE * PAGE_SIZE, len(_COLD)) != _COLD:
+        lost.append(f"what was written at its beginning is not in page {COLD_PAGE}")
     lines = b"".join(b"step %d\n" % number for number in range(4, steps + 1, 4))
     if machine.console.export().beginning != b"booted\n" + lines:
         lost.append(f"the console does not have the lines of {steps} steps")

@@ -31,7 +31,7 @@ from sim_vmm.spec import Spec
 if TYPE_CHECKING:
     from migrate.simulation.world import World
 
-BUSY_STEPS: Final = 12
+BUSY_STEPS: Final = 16
 STEPS_AT_ONCE: Final = 2
 CALM_STEP_NS: Final = 2_000_000
 WALL_NS: Final = 1_700_000_000 * NS_PER_S
