@@ -58,6 +58,7 @@ def view(at_ms: float, started_ms: float, **facts: Any) -> Event:
         "rounds": [],
         "steps": [],
         "warnings": [],
+        "precopy": None,
         "committed": True,
     }
     return told(at_ms, "attempt ended", **(clean | facts))
@@ -342,6 +343,7 @@ def test_the_result_of_a_clean_rehearsal() -> None:
         "payloads": {"com1": {"uart-16550": 1}},
         "rounds": [round_(0, 5 * MIB), round_(1, MIB)],
         "warnings": [],
+        "precopy": None,
     }
     # The target's attempt began 5 ms before the source's; on one axis its 44.0 is 39.0.
     assert ledger == {

@@ -67,6 +67,8 @@ ROUND: Final = {
     "bytes": "int",
     "duration_ms": "float",
     "dirtied_pages": "int",
+    "throttle": "float",
+    "receipt_ms": "float",
 }
 STEP: Final = {"side": "str", "step": "str", "start_ms": "float", "duration_ms": "float"}
 ERROR: Final = {"class": "str", "message": "str", "side": "str"}
@@ -113,6 +115,15 @@ def test_a_rehearsal_that_migrates_reports_what_the_contract_promises(mark: str)
             "spec_version": "int",
             "why_not_newer": [],
             "rounds": [ROUND],
+            "precopy": {
+                "predicted_downtime_ms": "float",
+                "predicted_total_ms": "float",
+                "downtime_ms": "float",
+                "total_ms": "float",
+                "forced": "bool",
+                "guest_slowdown": "float",
+                "throttle_max": "float",
+            },
             "warnings": [],
             "ledger": {"total_ms": "float", "downtime_ms": "float", "steps": [STEP]},
         }
