@@ -30,10 +30,14 @@ PageFlags = npt.NDArray[np.bool_]
 BLOCK_PAGES: Final = 32768
 
 
+_NO_PAGES: Final[PageIndices] = np.empty(0, dtype=np.int64)
+
+
 class PageSet:
     """A set of pages that costs nothing where it is empty: one flag a page, one a block of `BLOCK_PAGES`.
 
-    A block's flag may stay set after its last page has left; it is never clear while a page is in the block.
+    A block's flag may stay set after its last page has left; it is never clear while a page is in the block.  `pop`
+    takes a block apart and keeps the rest of it in a queue: who pops adds nothing until the set is empty or cleared.
     """
 
     def __init__(self, page_count: int) -> None:
@@ -41,6 +45,7 @@ class PageSet:
         self._flags: PageFlags = np.zeros((block_count, BLOCK_PAGES), dtype=np.bool_)
         self._flat: PageFlags = self._flags.reshape(-1)
         self._occupied: PageFlags = np.zeros(block_count, dtype=np.bool_)
+        self._queue = _NO_PAGES
 
     def __len__(self) -> int:
         return sum(int(np.count_nonzero(self._flags[block])) for block in self._blocks())
@@ -66,8 +71,23 @@ class PageSet:
         for block in self._blocks():
             self._flags[block] = False
         self._occupied[:] = False
+        self._queue = _NO_PAGES
 
-    def pop_block(self) -> PageIndices:
+    def pop(self, limit: int) -> PageIndices:
+        """Remove and return the lowest pages, ascending, up to `limit`; an empty array if the set is empty."""
+        popped: list[PageIndices] = []
+        wanted = limit
+        while wanted > 0:
+            if self._queue.size == 0:
+                self._queue = self._pop_block()
+            if self._queue.size == 0:
+                break
+            popped.append(self._queue[:wanted])
+            self._queue = self._queue[wanted:]
+            wanted -= popped[-1].size
+        return np.concatenate([_NO_PAGES, *popped])
+
+    def _pop_block(self) -> PageIndices:
         """Remove and return the pages of the lowest occupied block, ascending; an empty array if the set is empty."""
         for block in self._blocks():
             pages: PageIndices = self._flags[block].nonzero()[0]
@@ -87,9 +107,6 @@ class PageSet:
         return blocks
 
 
-_NO_PAGES: Final[PageIndices] = np.empty(0, dtype=np.int64)
-
-
 class DirtyPages:
     """The dirty pages of a machine of `page_count` pages, and those that an attempt has taken.  See the module.
 
@@ -100,7 +117,6 @@ class DirtyPages:
         self._page_count = page_count
         self._dirty = page_set(page_count)
         self._pending = page_set(page_count)
-        self._queue = _NO_PAGES
         self._in_flight = page_set(page_count)
         self._sent = page_set(page_count)
 
@@ -140,7 +156,6 @@ class DirtyPages:
     def begin_round(self) -> int:
         """Fix the pages of the next round to those dirty now, and say how many they are."""
         self._pending.clear()
-        self._queue = _NO_PAGES
         self._pending.update(self._dirty)
         return len(self._pending)
 
@@ -149,17 +164,7 @@ class DirtyPages:
 
         Their content must be read after this call: a write from here on makes a page dirty again.
         """
-        batches: list[PageIndices] = []
-        wanted = limit
-        while wanted > 0:
-            if self._queue.size == 0:
-                self._queue = self._pending.pop_block()
-            if self._queue.size == 0:
-                break
-            batches.append(self._queue[:wanted])
-            self._queue = self._queue[wanted:]
-            wanted -= batches[-1].size
-        taken = np.concatenate([_NO_PAGES, *batches])
+        taken = self._pending.pop(limit)
         if taken.size:
             self._dirty.discard(taken)
             self._in_flight.add(taken)
@@ -181,7 +186,6 @@ class DirtyPages:
         self._in_flight.clear()
         self._sent.clear()
         self._pending.clear()
-        self._queue = _NO_PAGES
 
     def dirty_pages(self) -> PageIndices:
         """All dirty pages, ascending, for audits; migrations use `take`."""

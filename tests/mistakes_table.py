@@ -81,17 +81,12 @@ class applied:  # noqa: N801  # a context manager, named as what it does
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        self._forget()
+        remembering.forget()
         self.mistake.apply(self.patch)
 
     def __exit__(self, *_: object) -> None:
         self.patch.undo()
-        self._forget()
-
-    @staticmethod
-    def _forget() -> None:
-        for remembered in (remembering.encode, remembering.decode, remembering.decode_header):
-            remembered.cache_clear()
+        remembering.forget()
 
 
 def load() -> dict[str, Finding]:

@@ -12,7 +12,6 @@ import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, Final, Self
 
 import numpy as np
@@ -27,22 +26,35 @@ _WIPED: Final = bytes(KEPT_BYTES)
 _PAGE_BITS: Final = PAGE_SIZE.bit_length() - 1
 
 
-@lru_cache(1 << 12)
+_PAGES: Final[dict[int, PageIndices]] = {}
+_BITS: Final[dict[int, int]] = {}
+"""Of the arrays in `_PAGES`, by their identity."""
+_KNOWN_MAX: Final = 1 << 12
+
+
 def pages_in(bits: int) -> PageIndices:
     """The numbers of the bits that are set, ascending; not to be written to."""
-    found, left = [], bits
-    while left:
-        found.append((left & -left).bit_length() - 1)
-        left &= left - 1
-    pages = np.array(found, dtype=np.int64)
-    pages.flags.writeable = False
+    pages = _PAGES.get(bits)
+    if pages is None:
+        if len(_PAGES) > _KNOWN_MAX:
+            _PAGES.clear()
+            _BITS.clear()
+        found, left = [], bits
+        while left:
+            found.append((left & -left).bit_length() - 1)
+            left &= left - 1
+        pages = _PAGES[bits] = np.array(found, dtype=np.int64)
+        pages.flags.writeable = False
+        _BITS[id(pages)] = bits
     return pages
 
 
 def bits_of(pages: npt.NDArray[Any]) -> int:
-    bits = 0
-    for page in pages.tolist():
-        bits |= 1 << page
+    bits = _BITS.get(id(pages))
+    if bits is None:
+        bits = 0
+        for page in pages.tolist():
+            bits |= 1 << page
     return bits
 
 
@@ -71,9 +83,14 @@ class BitSet(PageSet):
     def clear(self) -> None:
         self.bits = 0
 
-    def pop_block(self) -> PageIndices:
-        bits, self.bits = self.bits, 0
-        return pages_in(bits)
+    def pop(self, limit: int) -> PageIndices:
+        popped = pages_in(self.bits)
+        if popped.size > limit:
+            popped = popped[:limit]
+            self.bits &= ~bits_of(popped)
+        else:
+            self.bits = 0
+        return popped
 
     def pages(self) -> PageIndices:
         return pages_in(self.bits)
@@ -91,15 +108,6 @@ class LightDirtyPages(DirtyPages):
 
         super().__init__(page_count, make)
         self.dirty, self.pending, self.in_flight, self.sent = made
-
-    def take(self, limit: int) -> PageIndices:
-        bits = self.pending.bits
-        if self._queue.size or bits.bit_count() > limit:
-            return super().take(limit)
-        self.pending.bits = 0
-        self.dirty.bits &= ~bits
-        self.in_flight.bits |= bits
-        return pages_in(bits)
 
     def clear(self) -> None:
         """As at birth."""

@@ -24,7 +24,7 @@ from migrate.protocol.messages import Message
 from migrate.simulation import machines
 from migrate.simulation.machines import LightMachine
 from migrate.specs import digest
-from migrate.specs.offer import Variant, Withheld, offer
+from migrate.specs.offer import offer
 from migrate.specs.version import SpecVersion
 from sim_vmm.devices import places
 from sim_vmm.memory import GuestMemory
@@ -90,29 +90,34 @@ def _frame_of(message: Message) -> bytes:
     return post(message).frame
 
 
-class ByIdentity:
-    """The answers of a function to the very same objects, which are kept, so that no other gets their identity."""
+class _Answers:
+    """Remembers by keys, as many as there is room for; what a key stands for is kept, so that it stays true."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._answers: dict[tuple[int, ...], tuple[object, Any]] = {}
+        self._answers: dict[tuple[Any, ...], tuple[object, Any]] = {}
+
+    def _note(self, key: tuple[Any, ...], kept: object, answer: Any) -> Any:
+        if len(self._answers) > REMEMBERED_MAX:
+            self._answers.clear()
+        self._answers[key] = (kept, answer)
+        return answer
+
+    def cache_clear(self) -> None:
+        self._answers.clear()
+
+
+class ByIdentity(_Answers):
+    """The answers of a function to the very same objects."""
 
     def __call__(self, *asked: Any) -> Any:
         key = tuple(map(id, asked))
         known = self._answers.get(key)
-        if known is None:
-            if len(self._answers) > REMEMBERED_MAX:
-                self._answers.clear()
-            known = self._answers[key] = (asked, self._function(*asked))
-        return known[1]
+        return self._note(key, asked, self._function(*asked)) if known is None else known[1]
 
 
-class _OfDevices:
+class _OfDevices(_Answers):
     """The answers of a function of a machine that looks at its making and at the states of its devices only."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._answers: dict[tuple[int, ...], tuple[object, Any]] = {}
 
     def __call__(self, machine: Any, *others: Any) -> Any:
         if type(machine) is not LightMachine:
@@ -120,52 +125,54 @@ class _OfDevices:
         made_of = (*others, machine.spec, machine.birth, *machine.states)
         key = (machine.memory.page_count, *map(id, made_of))
         known = self._answers.get(key)
-        if known is None:
-            if len(self._answers) > REMEMBERED_MAX:
-                self._answers.clear()
-            known = self._answers[key] = (made_of, self._function(machine, *others))
-        return known[1]
+        return self._note(key, made_of, self._function(machine, *others)) if known is None else known[1]
 
 
-class _OfPages:
+class _OfPages(_Answers):
     """The answers of a function of RAM's layout and of something else, which `key` tells from others."""
 
     def __init__(self, function: Callable[..., Any], key: Callable[[Any], Any]) -> None:
-        self._function, self._key = function, key
-        self._answers: dict[tuple[Any, ...], Any] = {}
+        super().__init__(function)
+        self._key = key
 
     def __call__(self, memory: GuestMemory, asked: Any, *others: Any) -> Any:
         key = (memory.page_count, self._key(asked), *others)
         known = self._answers.get(key)
-        if known is None:
-            if len(self._answers) > REMEMBERED_MAX:
-                self._answers.clear()
-            known = self._answers[key] = self._function(memory, asked, *others)
-        return known
+        return self._note(key, None, self._function(memory, asked, *others)) if known is None else known[1]
 
 
-class _Offers:
+class _Offers(_Answers):
     """`offer`, for specs of which there are few."""
 
-    def __init__(self) -> None:
-        self._answers: dict[tuple[int, tuple[int, ...]], tuple[Spec, tuple[Variant | Withheld, ...]]] = {}
-
-    def __call__(self, spec: Spec, versions: Sequence[SpecVersion]) -> tuple[Variant | Withheld, ...]:
+    def __call__(self, spec: Spec, versions: Sequence[SpecVersion]) -> Any:
         key = (id(spec), tuple(version.number for version in versions))
-        if key not in self._answers:
-            self._answers[key] = (spec, tuple(offer(spec, versions)))
-        return self._answers[key][1]
+        known = self._answers.get(key)
+        return self._note(key, spec, tuple(self._function(spec, versions))) if known is None else known[1]
 
 
-def _judge_remembered(judge: Callable[..., Any]) -> Callable[..., Any]:
-    without_replacements = ByIdentity(lambda preamble, release: judge(preamble, release, {}))
+class _Judge(_Answers):
+    """`judge`, without replacements."""
 
-    def remembered(preamble: Any, release: Any, replacements: Any) -> Any:
+    def __call__(self, preamble: Any, release: Any, replacements: Any) -> Any:
         if replacements:
-            return judge(preamble, release, replacements)
-        return without_replacements(preamble, release)
+            return self._function(preamble, release, replacements)
+        key = (id(preamble), id(release))
+        known = self._answers.get(key)
+        if known is not None:
+            return known[1]
+        return self._note(key, (preamble, release), self._function(preamble, release, replacements))
 
-    return remembered
+
+_in_use: Final[list[Callable[..., Any]]] = []
+"""What remembers as long as `remembering()` lasts."""
+
+
+def forget() -> None:
+    """Whoever replaces something of the engines begins anew, and does so again afterwards."""
+    _POSTED.clear()
+    for function in (encode, decode_header, decode, _post, *_in_use):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def _already_warm() -> None:
@@ -176,7 +183,7 @@ def _already_warm() -> None:
 def remembering() -> Iterator[None]:
     """Let the engines' pure functions remember their answers inside the block."""
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
-        (negotiation, "offer", _Offers()),
+        (negotiation, "offer", _Offers(offer)),
         (negotiation, "spec_digest", ByIdentity(digest.spec_digest)),
         (source, "encode_payload", lru_cache(REMEMBERED_MAX)(payloads.encode_payload)),
         (source, "encode_frame", _frame_of),
@@ -192,7 +199,7 @@ def remembering() -> Iterator[None]:
         (image, "frames_in", lru_cache(REMEMBERED_MAX)(image.frames_in)),
         (ram, "pack", _OfPages(runs.pack, np.ndarray.tobytes)),
         (ram, "unpack", _OfPages(runs.unpack, bytes)),
-        (target, "judge", _judge_remembered(negotiation.judge)),
+        (target, "judge", _Judge(negotiation.judge)),
         (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
         (target, "warm_up_payloads", _already_warm),
         (target, "warm_up_messages", _already_warm),
@@ -201,8 +208,10 @@ def remembering() -> Iterator[None]:
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     for module, name, function in replaced:
         setattr(module, name, function)
+        _in_use.append(function)
     try:
         yield
     finally:
+        del _in_use[-len(replaced) :]
         for module, name, function in before:
             setattr(module, name, function)
