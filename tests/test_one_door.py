@@ -29,6 +29,7 @@ CALLERS: Final = {
 #: Who may read frames: whoever has the bytes of one.
 READERS: Final = {
     "migrate/daemon/link.py": "off a socket",
+    "migrate/daemon/proxy.py": "between two sockets, to see what passes",
     "migrate/engine/image.py": "out of a state directory",
     "migrate/simulation/remembering.py": "off a simulated wire",
 }
