@@ -11,8 +11,10 @@ from migrate.engine.ram import RamReceiver
 from migrate.protocol import frames
 from migrate.protocol.conversation import NEXT, Conversation
 from migrate.protocol.messages import PROTOCOL_VERSIONS, Hello, RamContent
+from migrate.simulation.light_memory import LightMemory
 from sim_vmm.clock import GuestClock, TimeData, TimeInFlight
 from sim_vmm.dirty import DirtyPages
+from sim_vmm.memory import GuestMemory
 
 
 def restore_only_what_is_in_flight(patch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,12 @@ def restore_only_what_is_in_flight(patch: pytest.MonkeyPatch) -> None:
         self.settle()
 
     patch.setattr(DirtyPages, "restore", restore)
+    use_real_memory(patch)
+
+
+def use_real_memory(patch: pytest.MonkeyPatch) -> None:
+    """Not that of the simulator, which keeps its dirty pages in another way."""
+    patch.setattr(LightMemory, "lend", GuestMemory.create)
 
 
 def lose_the_console(patch: pytest.MonkeyPatch) -> None:
@@ -53,6 +61,7 @@ def lose_a_dirty_page(patch: pytest.MonkeyPatch) -> None:
 
     right = DirtyPages.take
     patch.setattr(DirtyPages, "take", take)
+    use_real_memory(patch)
 
 
 def forget_what_was_dirtied_meanwhile(patch: pytest.MonkeyPatch) -> None:
@@ -62,6 +71,7 @@ def forget_what_was_dirtied_meanwhile(patch: pytest.MonkeyPatch) -> None:
 
     right = DirtyPages.acknowledge
     patch.setattr(DirtyPages, "acknowledge", acknowledge)
+    use_real_memory(patch)
 
 
 def leave_what_became_zero(patch: pytest.MonkeyPatch) -> None:

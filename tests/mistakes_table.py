@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import pytest
 
 from migrate.faults.explore import Experiment, first_faults, pairs_after, shrink, single_plans
-from migrate.faults.plan import ACTIONS, TRIGGERS, Fault, Plan, Replay, Reset, name_of
+from migrate.faults.plan import Plan, Replay, Reset
 from migrate.faults.toml import read_plan, write_plan
+from migrate.faults.words import fault_words
 from migrate.simulation import remembering
 from tests.mistakes import MISTAKES, Mistake, Where
 from tests.worlds import SPEC
@@ -113,22 +114,7 @@ def table(found: dict[str, Finding]) -> str:
 
 
 def in_words(plan: Plan) -> str:
-    return "; ".join(map(_fault_in_words, plan.faults)) or "none"
-
-
-def _fault_in_words(fault: Fault) -> str:
-    when = _values(fault.when, "number")
-    number = getattr(fault.when, "number", 1)
-    nth = "" if number == 1 else f" number {number}"
-    what = " ".join([name_of(fault.do, ACTIONS), *_values(fault.do, "way")])
-    return f"{what}, at {name_of(fault.when, TRIGGERS)} {' '.join(when)}{nth}"
-
-
-def _values(value: Any, *but: str) -> list[str]:
-    """Of its fields, those that are not as they would be if nothing were said."""
-    fields = [field for field in attrs.fields(type(value)) if field.name not in but]
-    said = [getattr(value, field.name) for field in fields if getattr(value, field.name) != field.default]
-    return ["never" if it is None else str(it) for it in said]
+    return "; ".join(map(fault_words, plan.faults)) or "none"
 
 
 def write_page(found: dict[str, Finding]) -> None:

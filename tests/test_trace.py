@@ -87,7 +87,7 @@ def test_phases_steps_messages_and_counters_are_where_the_timeline_has_them(trac
     assert (fault["ts"], fault["s"], fault["pid"]) == (commit.at_ns / 1000, "p", 2)
     dirty = [event["args"]["value"] for event in of(trace, "C", name="dirty pages")]
     sent = [event["args"]["value"] for event in of(trace, "C", name="RAM bytes sent")]
-    assert dirty == [9, 0]
+    assert dirty == [9, 5]
     assert sent == [36864, 73728]
     writes = [event["name"] for event in of(trace, "i", cat="write")]
     assert writes == [event.text for event in timeline.events if event.kind is Kind.WRITES]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from migrate.simulation.world import World
 
 BUSY_STEPS: Final = 16
+"""So many that both rounds have pages that were dirtied meanwhile, and the last one has some as well."""
 STEPS_AT_ONCE: Final = 2
 CALM_STEP_NS: Final = 2_000_000
 WALL_NS: Final = 1_700_000_000 * NS_PER_S
