@@ -146,8 +146,7 @@ class SourceDaemon:
                 if not await self._is_target(link, caller):
                     return
                 if isinstance(link.opening, Attach):
-                    self._waiting_room.let_in(caller)
-                    await self._carry_ram(link, link.opening)
+                    await self._carry_ram(link, link.opening, caller)
                     return
                 objection = self._objection(link.opening)
                 if objection is not None:
@@ -160,9 +159,11 @@ class SourceDaemon:
                 finally:
                     self._current = None
 
-    async def _carry_ram(self, link: SocketLink, attach: Attach) -> None:
+    async def _carry_ram(self, link: SocketLink, attach: Attach, caller: Caller) -> None:
+        """Until the migration in progress has taken the stream as its own, it is a caller like any other."""
+        caller.on_crowded_out = link.over.set
         try:
-            await carry_ram(link, attach, self._current)
+            await carry_ram(link, attach, self._current, lambda: self._waiting_room.let_in(caller))
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))
 
@@ -196,7 +197,7 @@ class SourceDaemon:
             await link.hear_opening()
         except MigrationError as error:
             self.events.tell("turned away", error=caller.explain(error))
-            if link.peer_speaks_ours:
+            if link.peer_speaks_ours and not caller.crowded_out:
                 await tell_failure(link, "hello", error)
             return False
         return True
