@@ -12,6 +12,8 @@ from typing import Final
 import attrs
 import trio
 
+from migrate.daemon.address import Address
+
 SEATS: Final = 64
 
 
@@ -25,7 +27,15 @@ class Caller:
 
     stream: trio.SocketStream
     crowded_out: bool = False
+    address: str = attrs.field(init=False)
     on_crowded_out: Callable[[], None] = _nothing
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            host, port = self.stream.socket.getpeername()[:2]
+            self.address = str(Address(host=host, port=port))
+        except OSError:
+            self.address = "gone already"
 
     def hang_up(self) -> None:
         """Whoever reads from it hears so.  It is not closed here: its number may be another connection's at once."""
@@ -35,7 +45,7 @@ class Caller:
         self.on_crowded_out()
 
     def explain(self, error: Exception) -> str:
-        """Why it was turned away, where `error` may be no more than what its closed socket gave."""
+        """Why it was turned away, where `error` may be no more than what its socket gave then."""
         return "crowded out: too many came after it before it said what it wants" if self.crowded_out else str(error)
 
 
