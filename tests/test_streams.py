@@ -10,10 +10,11 @@ from migrate.daemon.access import Access
 from migrate.daemon.outcome import Outcome
 from migrate.engine.handoff import Holding
 from migrate.protocol.conversation import Phase
-from migrate.protocol.messages import STREAMS_MAX, Attach, Failure, Hello, RamPages, Role, RoundEnd, Streams
+from migrate.protocol.messages import STREAMS_MAX, Accept, Attach, Failure, Hello, RamPages, Role, RoundEnd, Streams
 from sim_vmm.lifecycle import MachineState
 from tests.certificates import Holders
 from tests.daemons import (
+    ALL_PAYLOADS,
     Ending,
     Fault,
     Neighbourhood,
@@ -115,6 +116,30 @@ async def test_a_strangers_stream_does_not_disturb_a_migration(neighbourhood: Ne
     await wire.stream.aclose()
     assert await stranger.last_words() is None
     await stranger.stream.aclose()
+    await until(lambda: source.daemon.attempts and source.machine.state is MachineState.RUNNING)
+
+
+async def test_strangers_streams_take_no_place_of_those_that_are_awaited(neighbourhood: Neighbourhood) -> None:
+    """They come first, more of them than anybody may have, before it is known which token is the right one."""
+    source = await neighbourhood.source()
+    wire = await connected(source.port)
+    await play_target(wire, Phase.VERDICT)
+    strangers = [await connected(source.port) for _ in range(STREAMS_MAX + 4)]
+    for number, stranger in enumerate(strangers):
+        await stranger.say(Attach(token=bytes([number]) * 16, number=1))
+    await wire.say(Streams(token=TOKEN, count=1))
+    await until(lambda: source.daemon._current is not None and source.daemon._current.streams._announced)
+    awaited = await connected(source.port)
+    await awaited.say(Attach(token=TOKEN, number=1))
+    late = await connected(source.port)
+    await late.say(Attach(token=TOKEN, number=2))
+    last = await late.last_words()
+    assert isinstance(last, Failure)
+    assert "stream 2 is none of those that were announced" in last.message
+    await wire.say(Accept(spec_version=6, imports=ALL_PAYLOADS))
+    assert isinstance(await awaited.hear(), RamPages)
+    for one in (wire, awaited, late, *strangers):
+        await one.stream.aclose()
     await until(lambda: source.daemon.attempts and source.machine.state is MachineState.RUNNING)
 
 

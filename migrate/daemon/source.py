@@ -7,6 +7,7 @@ when no target has come for a while, or finds by the fence that the target has i
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -25,10 +26,10 @@ from migrate.daemon.waiting_room import Caller, WaitingRoom
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import StorageTaken
-from migrate.engine.source import Served, SourcePorts, SourceSettings, run_source, tell_failure
+from migrate.engine.source import Served, SourcePorts, SourceSettings, no_common_version, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import Attach, Hello, HelloFor, Message, Refuse, Role
+from migrate.protocol.messages import PROTOCOL_VERSIONS, Attach, Hello, HelloFor, Message, Refuse, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff
 
@@ -138,7 +139,7 @@ class SourceDaemon:
             try:
                 transport = await self.access.admit(stream, self.deadlines)
             except MigrationError as error:
-                self.events.tell("turned away", error=caller.explain(error))
+                self._tell_turned_away(caller, caller.explain(error))
                 return
             async with SocketLink(
                 Role.SOURCE, transport, self.deadlines, self._visit, self.events.note_message
@@ -146,12 +147,11 @@ class SourceDaemon:
                 if not await self._is_target(link, caller):
                     return
                 if isinstance(link.opening, Attach):
-                    self._waiting_room.let_in(caller)
-                    await self._carry_ram(link, link.opening)
+                    await self._carry_ram(link, link.opening, caller)
                     return
                 objection = self._objection(link.opening)
                 if objection is not None:
-                    await self._turn_away(link, objection)
+                    await self._turn_away(link, objection, caller)
                     return
                 self._waiting_room.let_in(caller)
                 self._current = link
@@ -160,18 +160,23 @@ class SourceDaemon:
                 finally:
                     self._current = None
 
-    async def _carry_ram(self, link: SocketLink, attach: Attach) -> None:
+    async def _carry_ram(self, link: SocketLink, attach: Attach, caller: Caller) -> None:
+        """Until the migration in progress has taken the stream as its own, it is a caller like any other."""
+        caller.on_crowded_out = link.over.set
         try:
-            await carry_ram(link, attach, self._current)
+            await carry_ram(link, attach, self._current, lambda: self._waiting_room.let_in(caller))
         except MigrationError as error:
-            self.events.tell("turned away", error=str(error))
+            self._tell_turned_away(caller, str(error))
 
     def _objection(self, opening: Message | None) -> Reason | None:
         """Why whoever said this must not have the machine now."""
-        unknown = self.invitation.objection(opening) if isinstance(opening, Hello | HelloFor) else None
-        if unknown is None and (self._current is not None or self._reclaiming):
-            return BUSY
-        return unknown
+        if isinstance(opening, Hello | HelloFor):
+            if not set(opening.protocol_versions) & set(PROTOCOL_VERSIONS):
+                return no_common_version(opening.protocol_versions)
+            unknown = self.invitation.objection(opening)
+            if unknown is not None:
+                return unknown
+        return BUSY if self._current is not None or self._reclaiming else None
 
     async def _invited(self, link: SocketLink) -> None:
         """An attempt under the migration's id, if there is one; a handoff that is settled needs none."""
@@ -195,8 +200,8 @@ class SourceDaemon:
         try:
             await link.hear_opening()
         except MigrationError as error:
-            self.events.tell("turned away", error=caller.explain(error))
-            if link.peer_speaks_ours:
+            self._tell_turned_away(caller, caller.explain(error))
+            if link.peer_speaks_ours and not caller.crowded_out:
                 await tell_failure(link, "hello", error)
             return False
         return True
@@ -230,11 +235,11 @@ class SourceDaemon:
             self.lost = outcome.outcome is not Outcome.MIGRATED
             self.over.set()
 
-    async def _turn_away(self, link: SocketLink, objection: Reason) -> None:
+    async def _turn_away(self, link: SocketLink, objection: Reason, caller: Caller) -> None:
         """Answer the hello, so that the refusal is understood; who came to settle will come again."""
-        if objection is not BUSY:
-            self.events.tell("turned away", error=objection.message)
-        try:
+        self._tell_turned_away(caller, objection.message)
+        with suppress(MigrationError):  # it has gone, or what it said cannot be refused
             await link.send(Refuse(reasons=(objection,)))
-        except MigrationError as error:
-            self.events.tell("turned away", error=str(error))
+
+    def _tell_turned_away(self, caller: Caller, why: str) -> None:
+        self.events.tell("turned away", peer=caller.address, error=why)

@@ -41,7 +41,7 @@ class StreamsOf:
     version: int = 1
     links: list["SocketLink"] = attrs.field(factory=list)
     _announced: Streams | None = None
-    _come: dict[tuple[bytes, int], "SocketLink"] = attrs.field(factory=dict)
+    _come: dict[tuple[bytes, int], tuple["SocketLink", Callable[[], None]]] = attrs.field(factory=dict)
     _news: trio.Event = attrs.field(factory=trio.Event)
     _sent: int = 0
     _carrier: "SocketLink | None" = None
@@ -72,17 +72,25 @@ class StreamsOf:
             raise RemoteProtocolError(f"{streams.count} further connections announced; 1 to {STREAMS_MAX} may be, once")
         self._announced = streams
 
-    def attach(self, link: "SocketLink", attach: Attach) -> None:
-        """As a source: this one came, maybe before it was announced.
+    def attach(self, link: "SocketLink", attach: Attach, on_adopted: Callable[[], None]) -> None:
+        """As a source: this one came, maybe before it was announced; `on_adopted` is told when it is one of ours.
+
+        Until then it may be anybody, so it takes nobody's place: it is known by its token.
 
         Raises:
-            RemoteProtocolError: too many have come, or this one has.
+            RemoteProtocolError: its token is not ours, or it has come already.
         """
-        if len(self._come) >= STREAMS_MAX or (attach.token, attach.number) in self._come:
-            raise RemoteProtocolError(f"stream {attach.number} has come already, or there are {STREAMS_MAX}")
+        if (attach.token, attach.number) in self._come:
+            raise RemoteProtocolError(f"stream {attach.number} has come already")
+        if self._announced is not None and not self._is_awaited(attach.token, attach.number):
+            raise RemoteProtocolError(f"stream {attach.number} is none of those that were announced")
         link.has_time()
-        self._come[attach.token, attach.number] = link
+        self._come[attach.token, attach.number] = link, on_adopted
         self._news.set()
+
+    def _is_awaited(self, token: bytes, number: int) -> bool:
+        announced = self._announced
+        return announced is not None and token == announced.token and 1 <= number <= announced.count
 
     async def have_come(self) -> None:
         """As a source that has been accepted: wait for all that were announced."""
@@ -92,7 +100,9 @@ class StreamsOf:
         while not all(key in self._come for key in wanted):
             self._news = trio.Event()
             await self._news.wait()
-        self.links = [self._come[key] for key in wanted]
+        for link, on_adopted in (self._come.pop(key) for key in wanted):
+            self.links.append(link)
+            on_adopted()
 
     # Rounds
 
@@ -168,11 +178,13 @@ class StreamsOf:
 
     def close(self) -> None:
         """Nothing is said on them that would have to be heard."""
-        for link in {*self.links, *self._come.values()}:
+        for link in (*self.links, *(link for link, _ in self._come.values())):
             link.abandon()
 
 
-async def carry_ram(link: "SocketLink", attach: Attach, first: "SocketLink | None") -> None:
+async def carry_ram(
+    link: "SocketLink", attach: Attach, first: "SocketLink | None", on_adopted: Callable[[], None]
+) -> None:
     """As a source: `link` carries guest RAM of the conversation on `first` until that is over.
 
     Raises:
@@ -181,7 +193,7 @@ async def carry_ram(link: "SocketLink", attach: Attach, first: "SocketLink | Non
     try:
         if first is None:
             raise RemoteProtocolError("no migration is in progress that this stream could belong to")
-        first.streams.attach(link, attach)
+        first.streams.attach(link, attach, on_adopted)
     except RemoteProtocolError as error:
         with suppress(MigrationError):
             await link.send(Failure(phase="hello", error=type(error).__name__, message=str(error)))

@@ -1,17 +1,24 @@
 """Callers who have not been let in yet: counted, and when there are too many the one who has waited longest goes.
 
 Whoever really comes for a machine says so within milliseconds, so a crowd that only sits there keeps nobody out: it is
-the crowd that goes.  It goes at once and without a word, so that no more sockets are open than there are seats.
+the crowd that goes, at once and without a word, so that hardly more sockets are open than there are seats.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import attrs
 import trio
 
+from migrate.daemon.address import Address
+
 SEATS: Final = 64
+
+
+def _nothing() -> None:
+    """Nobody waits for anything but the socket."""
 
 
 @attrs.define(eq=False)
@@ -20,9 +27,25 @@ class Caller:
 
     stream: trio.SocketStream
     crowded_out: bool = False
+    address: str = attrs.field(init=False)
+    on_crowded_out: Callable[[], None] = _nothing
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            host, port = self.stream.socket.getpeername()[:2]
+            self.address = str(Address(host=host, port=port))
+        except OSError:
+            self.address = "gone already"
+
+    def hang_up(self) -> None:
+        """Whoever reads from it hears so.  It is not closed here: its number may be another connection's at once."""
+        self.crowded_out = True
+        with suppress(OSError):  # it has gone already
+            self.stream.socket.shutdown(socket.SHUT_RDWR)
+        self.on_crowded_out()
 
     def explain(self, error: Exception) -> str:
-        """Why it was turned away, where `error` may be no more than what its closed socket gave."""
+        """Why it was turned away, where `error` may be no more than what its socket gave then."""
         return "crowded out: too many came after it before it said what it wants" if self.crowded_out else str(error)
 
 
@@ -37,8 +60,7 @@ class WaitingRoom:
         while len(self._waiting) >= self.seats:
             longest = next(iter(self._waiting))
             del self._waiting[longest]
-            longest.crowded_out = True
-            longest.stream.socket.close()  # whoever reads from it hears so
+            longest.hang_up()
         caller = Caller(stream)
         self._waiting[caller] = None
         try:

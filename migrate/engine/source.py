@@ -14,7 +14,7 @@ Before the pause every device is exported without sending, so that state which c
 guest still runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
@@ -137,6 +137,11 @@ async def run_source(ports: SourcePorts, settings: SourceSettings, attempt: Atte
     return await _Source(ports, settings, attempt).run()
 
 
+def no_common_version(theirs: Sequence[int]) -> Reason:
+    known, ours = (", ".join(map(str, versions)) for versions in (theirs, PROTOCOL_VERSIONS))
+    return Reason(component="protocol", field="version", have=known, need=f"one of {ours}")
+
+
 class _Source:
     def __init__(self, ports: SourcePorts, settings: SourceSettings, attempt: Attempt) -> None:
         self.link, self.guest, self.journal = ports.link, ports.guest, ports.journal
@@ -187,8 +192,7 @@ class _Source:
         reasons = []
         common = [version for version in PROTOCOL_VERSIONS if version in hello.protocol_versions]
         if not common:
-            theirs, ours = (", ".join(map(str, versions)) for versions in (hello.protocol_versions, PROTOCOL_VERSIONS))
-            reasons.append(Reason(component="protocol", field="version", have=theirs, need=f"one of {ours}"))
+            reasons.append(no_common_version(hello.protocol_versions))
         record = self.journal.record
         if record.holding is not Holding.OWNER:
             reasons.append(
