@@ -24,7 +24,7 @@ CHAPTERS: Final[dict[str, tuple[Phase, ...]]] = {
     "a further connection": (Phase.STREAM,),
 }
 
-_COLUMNS: Final = "{:<14}{:<9}{:<26}{}"
+_COLUMNS: Final = "{:<14}{:<9}{:<39}{}"
 
 
 def mermaid() -> str:
