@@ -41,7 +41,7 @@ def test_every_move_is_drawn_once() -> None:
 def test_the_text_table_fits_80_columns_and_shows_every_move() -> None:
     lines = text_table().splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[3] == "hello         target   Hello or HelloFor         welcome"
+    assert lines[3] == "hello         target   Hello or HelloFor                      welcome"
     rows = [line for line in lines[1:] if line and not line.startswith("--")]
     assert sum(1 + row.count(" or ") for row in rows) == len(NEXT)
 
