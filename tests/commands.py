@@ -59,12 +59,19 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
 
 def start(*arguments: str | Path, program: Sequence[str] = MIGRATE, **environment: str) -> Said:
     """One command line as a process of its own, to its end."""
+    return start_within(PATIENCE_S, *arguments, program=program, **environment)
+
+
+def start_within(
+    patience_s: float, *arguments: str | Path, program: Sequence[str] = MIGRATE, **environment: str
+) -> Said:
+    """The same, for what starts processes of its own."""
     done = subprocess.run(
         [*program, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=os.environ | environment,
-        timeout=PATIENCE_S,
+        timeout=patience_s,
         check=False,
     )
     return Said(done.returncode, done.stdout.decode(), done.stderr.decode())
