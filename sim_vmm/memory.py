@@ -22,7 +22,7 @@ There are two ways to write, and they must not be confused:
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -41,6 +41,26 @@ LOW_RAM_MAX: Final = 3 * GIB
 HIGH_RAM_BASE: Final = 4 * GIB
 #: Pages looked at together when RAM is opened: 1 MiB, which stays in a cache.
 SEARCH_PAGES: Final = 256
+
+
+def memory_file(memory_bytes: int) -> int:
+    """The descriptor of a new file of so many bytes, all holes, which lives as long as somebody has it.
+
+    Raises:
+        OSError, OverflowError: the host gives none of this size.
+    """
+    file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(file, memory_bytes)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def in_a_forked_process(call: Callable[[], None]) -> None:
+    """Have this called in every process that is forked from this one: mapped files are shared with it."""
+    os.register_at_fork(after_in_child=call)
 
 
 class GuestAddressError(Exception):

@@ -83,7 +83,7 @@ class SocketLink:
         self._cancel_asked = self._cancel_forbidden = False
         self.opening: Message | None = None  # the peer's first message
         self._opening_is_due = False  # it was heard, and not asked for yet
-        self._torn = False  # half a frame is out, so that nothing can follow it
+        self._unsent: list[memoryview] = []  # the rest of a frame that is partly out: nothing else can follow
         self.streams = StreamsOf(self, dial, streams)
         self.over = trio.Event()
 
@@ -283,7 +283,7 @@ class SocketLink:
         return message
 
     def _encode(self, message: Message) -> bytes:
-        if self._torn:
+        if self._unsent and not isinstance(message, Failure):
             raise TransportLost("the connection broke off in the middle of a frame")
         try:
             data = frames.encode_frame(message)
@@ -306,14 +306,15 @@ class SocketLink:
             self._phase_ends = trio.current_time() + allowance
 
     async def _write(self, *parts: memoryview) -> None:
-        left = [part for part in parts if part]
+        """Behind what is left of a frame that was interrupted: a farewell is heard only after that."""
+        left = [*self._unsent, *(part for part in parts if part)]
         while left:
             sent = await self._transport.send(left)
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if left:
                 left[0] = left[0][sent:]
-            self._torn = bool(left)
+            self._unsent = left
         await self._transport.flush()
 
     async def _read_frame(self) -> tuple[frames.Header, bytes]:

@@ -8,8 +8,6 @@ The lowest pages of a file stay in memory and are wiped.  Above them it has hole
 has ever written there: a file that has content above is not used again, and audits see it (`data_ranges`).
 """
 
-import errno
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final, Self
@@ -18,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim_vmm.dirty import DirtyPages, PageIndices, PageSet
-from sim_vmm.memory import PAGE_SIZE, GuestMemory
+from sim_vmm.memory import PAGE_SIZE, GuestMemory, in_a_forked_process
 
 KEPT_PAGES: Final = 16
 KEPT_BYTES: Final = KEPT_PAGES * PAGE_SIZE
@@ -168,13 +166,7 @@ class LightMemory(GuestMemory):
 
     def _has_content_above(self) -> bool:
         """Whether anybody has ever written there, by whatever way."""
-        try:
-            os.lseek(self._file, KEPT_BYTES, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return False
-            raise
-        return True
+        return not self.is_hole(KEPT_BYTES, self.page_count * PAGE_SIZE)
 
 
 _free: Final[dict[int, list[LightMemory]]] = defaultdict(list)
@@ -190,4 +182,4 @@ def _forget() -> None:
     _free.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+in_a_forked_process(_forget)
