@@ -43,21 +43,6 @@ HIGH_RAM_BASE: Final = 4 * GIB
 SEARCH_PAGES: Final = 256
 
 
-def memory_file(memory_bytes: int) -> int:
-    """The descriptor of a new file of so many bytes, all holes, which lives as long as somebody has it.
-
-    Raises:
-        OSError, OverflowError: the host gives none of this size.
-    """
-    file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(file, memory_bytes)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
-
-
 def in_a_forked_process(call: Callable[[], None]) -> None:
     """Have this called in every process that is forked from this one: mapped files are shared with it."""
     os.register_at_fork(after_in_child=call)

@@ -9,7 +9,7 @@ The first MiB is real (`ModelledMemory.window`): there the program of the simula
 audit sees what it sees of other machines.  How such RAM travels: `modelled_ram`.
 """
 
-from typing import Final, cast
+from typing import Final, Self, cast
 
 import attrs
 import numpy as np
@@ -21,7 +21,7 @@ from sim_vmm.clock import HostClock
 from sim_vmm.dirty import DirtyPages
 from sim_vmm.lifecycle import MachineState, Verb
 from sim_vmm.machine import MIB, Machine
-from sim_vmm.memory import PAGE_SIZE, GuestMemory, memory_file, ram_layout
+from sim_vmm.memory import PAGE_SIZE, GuestMemory, ram_layout
 from sim_vmm.spec import Spec
 
 WINDOW_BYTES: Final = MIB
@@ -120,11 +120,15 @@ class ModelledDirty(DirtyPages):
 class ModelledMemory(GuestMemory):
     """Real in the window, and beyond it counts."""
 
-    def __init__(self, memory_bytes: int, bulk: Bulk) -> None:
-        super().__init__(memory_file(WINDOW_BYTES), WINDOW_BYTES)
-        self.bulk: Final = bulk
-        self.layout = ram_layout(memory_bytes)  # type: ignore[misc]  # what the machine says that it has
-        self.dirty = ModelledDirty(bulk)  # type: ignore[misc]  # the same pages, and more
+    bulk: Bulk
+
+    @classmethod
+    def of(cls, memory_bytes: int, bulk: Bulk) -> Self:
+        memory = cls.create(WINDOW_BYTES)
+        memory.bulk = bulk
+        memory.layout = ram_layout(memory_bytes)  # type: ignore[misc]  # what the machine says that it has
+        memory.dirty = ModelledDirty(bulk)  # type: ignore[misc]  # the same pages, and more
+        return memory
 
 
 class ModelledMachine(LightMachine):
@@ -147,7 +151,7 @@ class ModelledMachines:
     def make(self, spec: Spec, birth: Birth, clock: HostClock, ram: GuestMemory | None = None) -> Machine:
         memory_bytes = spec.board.memory_mb * MIB
         bulk = Bulk(self.workload, clock, memory_bytes // PAGE_SIZE - WINDOW_PAGES)
-        memory = ModelledMemory(memory_bytes, bulk)
+        memory = ModelledMemory.of(memory_bytes, bulk)
         if ram is not None:
             assert isinstance(ram, ModelledMemory), "it was made here"
             memory.view[:] = ram.view
