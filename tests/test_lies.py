@@ -93,10 +93,10 @@ def test_every_message_can_be_lied_about_and_a_way_too_many_is_the_first_again()
 
 
 def test_no_lie_is_believed() -> None:
-    """Every way to tell every lie; that somebody complains is a check of what explores."""
+    """Every third way to tell a lie; that somebody complains is a check of what explores, which tries all."""
     with remembering():
         plans = [plan for plan in single_plans(EXPERIMENT) if isinstance(plan.faults[0].do, Lie)]
-        for plan in plans:
+        for plan in plans[::3]:
             tried = EXPERIMENT.run(plan)
             assert tried.violations == (), plan
             assert tried.fired == 1, plan

@@ -88,6 +88,17 @@ def test_without_a_link_one_node_runs_the_machine(plan: Plan, runner: str) -> No
     assert runs_before_the_link_is_back(FENCED.trace(plan)) == {"source": "rack-3", "target": "rack-7"}[runner]
 
 
+@pytest.mark.parametrize("for_s", [1.0, 1000.0])
+def test_a_source_whose_storage_goes_away_while_it_resumes_goes_on_in_the_session_that_it_had(for_s: float) -> None:
+    """Found by pairs: only where the register could not even be read it went on; else it stayed paused, for good."""
+    lost = (AtMessage(message="DeviceState", side=Role.SOURCE, number=2), PowerLoss(side=Role.TARGET))
+    out = (AtTake(side=Role.SOURCE), StorageOutage(side=Role.SOURCE, for_s=for_s))
+    tried = FENCED.run(plan_of(lost, out))
+    assert tried.violations == ()
+    assert tried.fired == 2
+    assert "source: StorageUnreachable" not in tried.published
+
+
 def test_a_source_that_never_asks_the_fence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(self: SourceDaemon) -> None:
         """It waits for its target, as without a fence."""

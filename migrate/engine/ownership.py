@@ -132,22 +132,24 @@ class Ownership:
         """Raises StorageTaken if the register is another's, or becomes so while we look."""
         if self.fence is None:
             return
-        record = self.record
-        if claim is Claim.RESUME:  # good for the session that was paused, whatever an older record says
-            record = attrs.evolve(record, session=self.fence.session)
         try:
-            found = await self.fence.read()
+            await self._swap(self.fence, claim, generation)
         except StorageUnreachable as error:
             if claim is not Claim.RESUME:
                 raise
             self.alarms.append(f"the machine goes on in the session that it was paused in: {error}")
-            return
+
+    async def _swap(self, fence: Fence, claim: Claim, generation: int) -> None:
+        record = self.record
+        if claim is Claim.RESUME:  # good for the session that was paused, whatever an older record says
+            record = attrs.evolve(record, session=fence.session)
+        found = await fence.read()
         grant = granted(claim, found, record, node=self.node, machine=self.machine, generation=generation)
         if grant is None:
             raise StorageTaken(found)
         self._image_is_good = grant.image_is_good
         try:
-            await self.fence.take(found, grant.title)
+            await fence.take(found, grant.title)
         except TitleMoved as moved:
             raise StorageTaken(moved.found) from moved
 
