@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+import attrs
 import pytest
 import trio
 import xxhash
@@ -294,6 +295,14 @@ def test_ram_is_given_time_for_its_size_and_other_phases_are_not() -> None:
     deadlines = Deadlines(opening_s=1, phase_s=2, slowest_bytes_per_s=MIB, overrides={Phase.READY: 7})
     given = [deadlines.allowance_s(phase, 10 * MIB) for phase in (Phase.HELLO, Phase.RAM, Phase.DEVICES, Phase.READY)]
     assert given == [1, 12, 2, 7]
+
+
+def test_all_deadlines_are_scaled_alike() -> None:
+    every = attrs.asdict(Deadlines(overrides={Phase.READY: 7.0}).scaled(0.5))
+    assert every.pop("overrides") == {Phase.READY: 3.5}
+    assert every.pop("slowest_bytes_per_s") == 2.0 * Deadlines().slowest_bytes_per_s
+    assert every == {name: 0.5 * getattr(Deadlines(), name) for name in every}
+    assert len(every) == 6
 
 
 # Last words

@@ -51,7 +51,7 @@ class Access:
             self.check(address)
         except BadInput as error:
             raise TransportLost(str(error)) from None
-        return await self._secured(await connect(address.host, address.port, deadlines), Role.TARGET, deadlines)
+        return await self.secured(await connect(address.host, address.port, deadlines), Role.TARGET, deadlines)
 
     async def admit(self, stream: trio.SocketStream, deadlines: Deadlines) -> Transport:
         """A connection that a source has accepted; it is closed if an error is raised.
@@ -59,9 +59,10 @@ class Access:
         Raises:
             NotOurProtocol, RemoteProtocolError, Distrusted, TransportLost, DeadlineExpired.
         """
-        return await self._secured(stream, Role.SOURCE, deadlines)
+        return await self.secured(stream, Role.SOURCE, deadlines)
 
-    async def _secured(self, stream: trio.SocketStream, role: Role, deadlines: Deadlines) -> Transport:
+    async def secured(self, stream: trio.SocketStream, role: Role, deadlines: Deadlines) -> Transport:
+        """Either end of a connection, with TLS if there is to be any."""
         if self.tls is None:
             return PlainTransport(stream)
         transport = TlsTransport(stream, self.tls.context(role), role)

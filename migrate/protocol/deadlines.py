@@ -31,14 +31,13 @@ class Deadlines:
 
     def scaled(self, factor: float) -> "Deadlines":
         """Everything takes `factor` times as long as here."""
-        return Deadlines(
-            connect_s=factor * self.connect_s,
-            frame_s=factor * self.frame_s,
-            opening_s=factor * self.opening_s,
-            phase_s=factor * self.phase_s,
-            slowest_bytes_per_s=self.slowest_bytes_per_s / factor,
-            farewell_s=factor * self.farewell_s,
-            overrides={phase: factor * seconds for phase, seconds in self.overrides.items()},
+        seconds = [field.name for field in attrs.fields(Deadlines) if field.type is float and field.name.endswith("_s")]
+        rates = ["slowest_bytes_per_s"]
+        return attrs.evolve(
+            self,
+            **{name: factor * getattr(self, name) for name in seconds if name not in rates},
+            **{name: getattr(self, name) / factor for name in rates},
+            overrides={phase: factor * allowance for phase, allowance in self.overrides.items()},
         )
 
     def allowance_s(self, phase: Phase, ram_bytes: int) -> float:
