@@ -9,7 +9,6 @@ The first MiB is real (`ModelledMemory.window`): there the program of the simula
 audit sees what it sees of other machines.  How such RAM travels: `modelled_ram`.
 """
 
-import os
 from typing import Final, cast
 
 import attrs
@@ -22,7 +21,7 @@ from sim_vmm.clock import HostClock
 from sim_vmm.dirty import DirtyPages
 from sim_vmm.lifecycle import MachineState, Verb
 from sim_vmm.machine import MIB, Machine
-from sim_vmm.memory import PAGE_SIZE, GuestMemory, ram_layout
+from sim_vmm.memory import PAGE_SIZE, GuestMemory, file_in_memory, ram_layout
 from sim_vmm.spec import Spec
 
 WINDOW_BYTES: Final = MIB
@@ -122,9 +121,7 @@ class ModelledMemory(GuestMemory):
     """Real in the window, and beyond it counts."""
 
     def __init__(self, memory_bytes: int, bulk: Bulk) -> None:
-        file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-        os.ftruncate(file, WINDOW_BYTES)
-        super().__init__(file, WINDOW_BYTES)
+        super().__init__(file_in_memory(WINDOW_BYTES), WINDOW_BYTES)
         self.bulk: Final = bulk
         self.layout = ram_layout(memory_bytes)  # type: ignore[misc]  # what the machine says that it has
         self.dirty = ModelledDirty(bulk)  # type: ignore[misc]  # the same pages, and more
