@@ -34,7 +34,7 @@ class Result:
         verdict = "" if self.ratio >= self.limit else "   below the limit"
         ours, theirs = self.amount / self.ours_s, self.amount / self.peer_s
         return (
-            f"{self.path}\n  ratio {self.ratio:.2f} (limit {self.limit:g}){verdict}\n"
+            f"{self.path}\n  ratio {self.ratio:.2g} (limit {self.limit:g}){verdict}\n"
             f"  {ours:,.4g} {self.unit}/s against {theirs:,.4g} of {self.peer}; {self.runs} interleaved runs, medians"
         )
 

@@ -2,6 +2,7 @@
 
 The peer does what no spike could leave out: it writes and reads the CBOR of one undisturbed migration's messages, once
 for each schedule, and nothing else: no engine, no guest, no clock, no audit.  We do all that, and remember the CBOR.
+Single faults, and one of eight other plans, end with another migration, undisturbed.
 """
 
 import time
@@ -25,7 +26,7 @@ from migrate.specs.files import read_spec_file
 
 SPEC: Final = Path(__file__).parents[1] / "examples" / "web-server.json"
 PLANS: Final = 60
-LIMITS: Final = {"undisturbed": 0.035, "single faults": 0.025, "pairs of faults": 0.02, "random faults": 0.02}
+LIMITS: Final = {"undisturbed": 0.015, "single faults": 0.013, "pairs of faults": 0.013, "random faults": 0.015}
 
 
 class _Notes(Hooks):

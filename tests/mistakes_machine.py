@@ -11,9 +11,9 @@ from migrate.engine.ram import RamReceiver
 from migrate.protocol import frames
 from migrate.protocol.conversation import NEXT, Conversation
 from migrate.protocol.messages import PROTOCOL_VERSIONS, Hello, RamContent
-from migrate.simulation.light_memory import LightMemory
 from sim_vmm.clock import GuestClock, TimeData, TimeInFlight
 from sim_vmm.dirty import DirtyPages
+from sim_vmm.light_memory import LightMemory
 from sim_vmm.memory import GuestMemory
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate.simulation.light_memory import KEPT_BYTES, LightDirtyPages, LightMemory
+from sim_vmm.light_memory import KEPT_BYTES, LightDirtyPages, LightMemory
 from sim_vmm.memory import PAGE_SIZE, GuestAddressError, GuestMemory
 from tests.test_dirty import PAGES, DirtyPagesModel
 

@@ -15,13 +15,13 @@ from migrate.faults.injection import Injector
 from migrate.faults.plan import Plan
 from migrate.simulation.audits import AT_REST
 from migrate.simulation.daemons import SourceDaemon
-from migrate.simulation.light_memory import LightMemory
 from migrate.simulation.link import SimulatedLink
 from migrate.simulation.machines import Foundry, LightMachines, RealMachines
 from migrate.simulation.network import Pipe
 from migrate.simulation.remembering import remembering
 from migrate.simulation.scheduler import Scheduler, Signal, Wait
 from migrate.simulation.world import Result
+from sim_vmm.light_memory import LightMemory
 from sim_vmm.machine import MIB
 from sim_vmm.memory import GuestMemory
 from tests.worlds import run_world

@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol, cast
 import attrs
 import numpy as np
 
-from migrate.simulation.light_memory import LightMemory
 from sim_vmm.birth import Birth
 from sim_vmm.clock import GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
@@ -27,6 +26,7 @@ from sim_vmm.devices.errors import DeviceTwice, PayloadMissing, UnknownDevice
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.devices.places import Place
 from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
+from sim_vmm.light_memory import LightMemory
 from sim_vmm.machine import MIB, Choose, DeviceState, Machine, newest
 from sim_vmm.memory import PAGE_SIZE, GuestMemory
 from sim_vmm.payloads import InMemoryBlockBackendV1, Payload, Uart16550V1, VcpuRunstateV1
