@@ -325,7 +325,7 @@ def test_the_text_has_both_sides_beside_each_other_and_what_struck_across() -> N
     assert "receives DeviceState ×5" in target
     assert "starts again" in target
     assert max(map(len, lines)) <= 92
-    assert lines[-1] == "MigrationError; source has the machine"
+    assert lines[-1] == "Restarted; source has the machine"
 
 
 def test_the_text_says_what_did_not_strike_and_what_is_violated() -> None:
