@@ -252,8 +252,8 @@ def told(side: str, at_ns: int, event: str, **facts: Any) -> dict[str, Any]:
 def ended(side: str, at_ns: int, started_ns: int, error: dict[str, str] | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "outcome": "migrated" if error is None else "failed", "phase": "ram", "error": error, "reasons": [],
-        "started_ns": started_ns, "spec_version": 6, "why_not_newer": [], "precopy": None, "payloads": {}, "rounds": [], "steps": [],
-        "warnings": [], "committed": False,
+        "started_ns": started_ns, "spec_version": 6, "why_not_newer": [], "precopy": None, "payloads": {}, "rounds": [],
+        "steps": [], "warnings": [], "committed": False,
     }  # fmt: skip
     return told(side, at_ns, "attempt ended", **facts)
 
