@@ -75,6 +75,11 @@ def fields_of(value: Any) -> dict[str, Any]:
     return dict(zip(names, get(value), strict=True))
 
 
+WORD_MAX: Final = 16
+"""Characters of a string that are shown though it stands where none is wanted."""
+CONTAINERS: Final = ("an object", "a list")
+
+
 class JsonObject(dict[str, Any]):
     """An object as its text had it: `pairs` keeps what a dict forgets, keys given twice and their order."""
 
@@ -123,7 +128,42 @@ def _legible(name: str) -> str:
 
 
 def wrong_type(value: object, wanted: str) -> Misfit:
-    return Misfit(error="WrongType", message=f"expected {wanted}, got {quote(value)}")
+    """What is in the wrong place may be a secret, or hold one, so not more of it is told than what it is.
+
+    Only a word in the place of a number, or the like, is shown: that is a value, if a wrong one.
+    """
+    shown = quote(value) if isinstance(value, str) and len(value) <= WORD_MAX and wanted not in CONTAINERS else None
+    return Misfit(error="WrongType", message=f"expected {wanted}, got {shown or shape_of(value)}")
+
+
+def shape_of(value: object) -> str:
+    """What `value` is; a number, or whatever else can hold no text, as it is."""
+    match value:
+        case str():
+            return f"a string of {len(value)} characters"
+        case dict():
+            return f"an object with {len(value)} {'field' if len(value) == 1 else 'fields'}"
+        case list() | tuple():
+            return f"a list of {len(value)} {'element' if len(value) == 1 else 'elements'}"
+        case bytes():
+            return f"{len(value)} bytes"
+        case _:
+            return quote(value)
+
+
+@attrs.frozen
+class Secret:
+    """Annotation of a text that no error repeats anything of."""
+
+
+def structure_secret(value: Any) -> str:
+    if type(value) is not str:
+        raise Misfit(error="WrongType", message="expected a string, got something else, which is not shown")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Misfit(error="InvalidString", message="no Unicode text; it is not shown") from None
+    return value
 
 
 def structure_integer(value: Any, limits: Range) -> int:
@@ -306,6 +346,9 @@ def make_converter() -> cattrs.Converter:
     )
     converter.register_structure_hook_factory(
         lambda kind: _annotation(kind, Range) is not None, _structure_annotated_integer
+    )
+    converter.register_structure_hook_func(
+        lambda kind: _annotation(kind, Secret) is not None, lambda value, _: structure_secret(value)
     )
     converter.register_unstructure_hook(bytes, lambda value: value)
     converter.register_unstructure_hook(str, lambda value: value.value if isinstance(value, Enum) else value)

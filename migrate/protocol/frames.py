@@ -114,7 +114,7 @@ def decode_header(data: bytes) -> Header:
     """
     frame_type, zero, length, checksum = HEADER.unpack(data)
     if zero != 0:
-        raise RemoteProtocolError(f"frame header {data.hex(' ')} is damaged: bytes 2 and 3 must be zero")
+        raise RemoteProtocolError(f"frame header {data[:4].hex(' ')} … is damaged: bytes 2 and 3 must be zero")
     known = MESSAGES.get(frame_type)
     if known is None and frame_type < OPTIONAL:
         raise RemoteProtocolError(

@@ -187,7 +187,7 @@ class Streams:
 
     TYPE: ClassVar[int] = 6
     BODY_MAX: ClassVar[int] = KIBIBYTE
-    token: Annotated[bytes, Exactly(16)]
+    token: Annotated[bytes, Exactly(16)] = attrs.field(repr=lambda _: "<a token>")
     count: U16
 
 
@@ -197,7 +197,7 @@ class Attach:
 
     TYPE: ClassVar[int] = 7
     BODY_MAX: ClassVar[int] = KIBIBYTE
-    token: Annotated[bytes, Exactly(16)]
+    token: Annotated[bytes, Exactly(16)] = attrs.field(repr=lambda _: "<a token>")
     number: U16
 
 

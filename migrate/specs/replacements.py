@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from migrate.plain import JsonObject, Misfit, quote, structure
+from migrate.plain import JsonObject, Misfit, quote, structure, wrong_type
 from migrate.specs import v1
 from migrate.specs.reading import ParseError, parse_json
 from migrate.specs.version import SpecVersion
@@ -113,5 +113,5 @@ _CONVERTER.register_structure_hook_func(lambda kind: kind == dict[str, Any], lam
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Misfit(error="WrongType", message=f"expected an object, got {quote(value)}")
+        raise wrong_type(value, "an object")
     return value if isinstance(value, JsonObject) else JsonObject(list(value.items()))

@@ -13,7 +13,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_unstructure_fn
 
-from migrate.plain import class_hook
+from migrate.plain import Secret, class_hook
 from migrate.specs.version import Kind, SpecVersion
 from migrate.specs.wire_types import SerialNumberBytes, register_tagged, spec_converter
 from sim_vmm.integers import U8, U32, U64, U64_MAX, Range
@@ -172,7 +172,7 @@ class MigrationFailureInjector:
 
 @attrs.frozen(kw_only=True)
 class CrucibleStorageBackend:
-    request_json: str = attrs.field(repr=False)
+    request_json: Annotated[str, Secret()] = attrs.field(repr=False)
     readonly: bool
 
 
@@ -188,7 +188,7 @@ class FileStorageBackend:
 
 @attrs.frozen(kw_only=True)
 class BlobStorageBackend:
-    base64: str = attrs.field(repr=False)
+    base64: Annotated[str, Secret()] = attrs.field(repr=False)
     readonly: bool
 
 

@@ -166,11 +166,12 @@ def _lost(name: str, part: Any, there_and_back: Callable[[Any], Any]) -> Iterato
     try:
         again = there_and_back(part)
     except Exception as error:  # a broken converter may fail in any way; then nothing of the part can be carried
-        yield Loss(name, "type", f"not convertible ({quote(str(error))})")
+        yield Loss(name, "type", f"not convertible ({type(error).__name__})")  # its text may hold what it failed at
         return
     for field in attrs.fields(type(part)):
-        if getattr(part, field.name) != getattr(again, field.name):
-            yield Loss(name, field.name, describe_value(getattr(part, field.name)))
+        value = getattr(part, field.name)
+        if value != getattr(again, field.name):
+            yield Loss(name, field.name, field.repr(value) if callable(field.repr) else describe_value(value))
 
 
 def describe_value(value: object) -> str:

@@ -63,7 +63,7 @@ class KnownMachine:
     vm_id: UUID
     name: str
     spec_version: int
-    spec_document: bytes
+    spec_document: bytes = attrs.field(repr=False)
     birth_release: str
     birth_shows: tuple[str, ...]
     release: str
