@@ -62,7 +62,8 @@ class MemoryLink:
 
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self.send(batch)
-        await self.out.send(bytes(content))
+        if content:  # a batch of zeros is followed by nothing
+            await self.out.send(bytes(content))
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         content = memoryview(await self.into.receive())
