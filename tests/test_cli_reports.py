@@ -153,7 +153,7 @@ def test_a_violation_is_on_the_page(capsys: Capsys, tmp_path: Path, monkeypatch:
     said = call(capsys, "explore", EXAMPLE, "--random", "2", "--workers", "1", "--out", out, "--report", report)
     assert said.code == 3
     page = page_at(report)
-    assert "Violated: nothing lost" in page.all("div", "violation")[0].words
+    assert any("Violated: nothing lost" in found.words for found in page.all("div", "violation"))
     assert page.all("code")[0].words == f"migrate replay {out / 'violation-0001.toml'}"
     assert len(page.all("svg", "diagram")) == 1 + len(page.all("pre"))
 

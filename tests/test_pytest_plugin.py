@@ -172,7 +172,7 @@ def test_a_failure_prints_the_timeline_of_both_sides(project: Project) -> None:
     assert code == 1
     lines = [line.removeprefix("E").strip() for line in said.splitlines() if line.startswith("E ")]
     assert lines[0] == "AssertionError: the owner is 'source', expected 'target'"
-    assert lines[1] == "the outcome is 'MigrationError', expected 'migrated'"
+    assert lines[1] == "the outcome is 'Restarted', expected 'migrated'"
     assert "plan: kill target – before Ready 1, target" in lines
     assert any(re.fullmatch(r"ms +rack-3 \(source\) +rack-7 \(target\)", line) for line in lines)
     assert any(line.endswith(">>> kill target – before Ready 1, target") for line in lines)
