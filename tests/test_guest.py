@@ -201,3 +201,16 @@ def test_an_audit_of_the_console_tells(
     assert (len(audit.out_of_order), len(audit.torn)) == (out_of_order, torn)
     assert audit.largest_gap_ns == gap
     assert audit.is_clean == (not (lost or repeated or out_of_order or torn))
+
+
+def test_the_filled_idle_guest_fills_ram_above_the_first_mib() -> None:
+    with make_machine() as machine:
+        make_guest("idle:filled").boot(machine)
+        nonzero = nonzero_pages(machine.memory.pages)
+        first = (1 << 20) // PAGE_SIZE
+        assert not nonzero[:first].any()
+        assert nonzero[first:].all()
+        assert machine.memory.dirty.count == machine.memory.page_count - first
+        assert read_stamp(machine.memory) is None
+    with pytest.raises(ValueError, match="takes 'filled' or no arguments: 'brim'"):
+        make_guest("idle:brim")

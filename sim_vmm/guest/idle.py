@@ -1,6 +1,7 @@
 """A guest that does nothing: RAM stays as it is, devices stay reset.
 
-`idle:filled` has all of its RAM full of random bytes, which nothing can make smaller: what a migration moves at most.
+`idle:filled` has its RAM full of random bytes, which nothing can make smaller: what a migration moves at most.  The
+first MiB stays empty, where other programs have their state.
 """
 
 from typing import ClassVar, Final, Self
@@ -35,7 +36,7 @@ class IdleGuest:
             return
         random = np.random.Generator(np.random.SFC64(1))
         for region in machine.memory.layout:
-            for gpa in range(region.gpa, region.end, MIB):
+            for gpa in range(max(region.gpa, MIB), region.end, MIB):
                 machine.memory.write(gpa, random.bytes(min(MIB, region.end - gpa)))
 
     def step(self, machine: Machine) -> None:
