@@ -19,7 +19,7 @@ from migrate.cli.specs import read
 from migrate.daemon.lives import SIDES, Launcher, Life, Side
 from migrate.daemon.proxy import Passing
 from migrate.daemon.supervisor import Daemons, Supervisor, supervising
-from migrate.faults.injection import flip
+from migrate.faults.data import flip
 from migrate.protocol.messages import RamContent, Role
 from migrate.rehearsal.case import Case
 from migrate.rehearsal.leftovers import Leftovers

@@ -11,8 +11,10 @@ from typing import get_args
 
 import attrs
 
-from migrate.faults.lies import told
+from migrate.faults.data import Said, altered, piece_bytes, stand_in
 from migrate.faults.plan import (
+    ACTIONS,
+    MESSAGE_ACTIONS,
     Action,
     AtByte,
     AtMessage,
@@ -23,11 +25,9 @@ from migrate.faults.plan import (
     Cut,
     Delay,
     DiskFull,
-    Duplicate,
     End,
     ExportFailure,
     Fault,
-    FlipBit,
     Freeze,
     HalfOpen,
     Hang,
@@ -36,7 +36,6 @@ from migrate.faults.plan import (
     InRound,
     Jitter,
     Kill,
-    Lie,
     Moment,
     OneWay,
     Plan,
@@ -50,6 +49,7 @@ from migrate.faults.plan import (
     Throttle,
     Trigger,
     Truncate,
+    name_of,
 )
 from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import Message, RamContent, Role
@@ -131,12 +131,11 @@ class Injector(Hooks):
     _bytes: Counter[str] = attrs.field(factory=Counter)
     _awaited: set[str] = attrs.field(factory=set)
     _sees_all: bool = False
-    _export_failures: int = 0
-    _import_failures: int = 0
+    _failures: Counter[type[Action]] = attrs.field(factory=Counter)
     _world: World | None = None
     _hung: set[str] = attrs.field(factory=set)
     _records: bool = False
-    _said: dict[Key, list[tuple[int, bytes]]] = attrs.field(factory=lambda: defaultdict(list))
+    _said: dict[Key, list[Said]] = attrs.field(factory=lambda: defaultdict(list))
 
     def __attrs_post_init__(self) -> None:
         for fault in self.plan.faults:
@@ -195,14 +194,15 @@ class Injector(Hooks):
         self._pass(("take", life.side_name, "after"), life, None)
 
     def exporting(self, life: Life) -> None:
-        if self._export_failures > 0 and not life.world.is_calm:
-            self._export_failures -= 1
-            raise InjectedFailure("com1", "export", 1, 1)
+        self._fail(life, ExportFailure, "export")
 
     def importing(self, life: Life) -> None:
-        if self._import_failures > 0 and not life.world.is_calm:
-            self._import_failures -= 1
-            raise InjectedFailure("com1", "import", 1, 1)
+        self._fail(life, ImportFailure, "import")
+
+    def _fail(self, life: Life, kind: type[Action], direction: str) -> None:
+        if self._failures[kind] > 0 and not life.world.is_calm:
+            self._failures[kind] -= 1
+            raise InjectedFailure("com1", direction, 1, 1)
 
     # When something strikes
 
@@ -242,30 +242,24 @@ class Injector(Hooks):
 
     def _strike_message(self, fault: Fault, link: SimulatedLink, key: Key, message: Message, data: bytes) -> bytes:
         """What becomes of a whole message that is about to leave."""
-        match fault.do:
-            case Lie(what=what, way=way):
-                self._note(fault)
-                return told(what, link.role, message, data, way)
-            case Replay():
-                older = [said for connection, said in self._said[key] if connection < link.connection.number]
-                if not older:
-                    return data
-                self._note(fault)
-                return (PREFACE if data.startswith(PREFACE) else b"") + older[-1]
-        return self._strike_data(fault, link, data, 0)
+        if not isinstance(fault.do, MESSAGE_ACTIONS):
+            return self._strike_data(fault, link, data, 0)
+        other = stand_in(fault.do, link.role, message, data, self._said[key], link.connection.number)
+        if other is None:
+            return data
+        self._note(fault)
+        return other
 
     def _strike_data(self, fault: Fault, link: SimulatedLink, data: bytes, offset: int) -> bytes:
         """What becomes of `data`, in which the fault strikes at `offset`."""
+        other = altered(fault.do, data, offset)
+        if other is not None:
+            self._note(fault)
+            return other
         match fault.do:
-            case FlipBit(bit=bit):
-                self._note(fault)
-                return flip(data, offset * 8 + bit)
-            case Duplicate():
-                self._note(fault)
-                return data + data
             case Slice(bytes=size):
                 self._note(fault)
-                link.outgoing.piece_bytes = max(size, len(data) // 256)
+                link.outgoing.piece_bytes = piece_bytes(size, data)
             case Truncate(bytes=size):
                 self._note(fault)
                 link.outgoing.put(data[: offset + size])
@@ -295,11 +289,6 @@ class Injector(Hooks):
             connection = world.network.connections[-1]
         if not self._strike_node(world, fault.do) and connection is not None:
             _strike_connection(fault.do, connection)
-        match fault.do:
-            case ExportFailure(times=times):
-                self._export_failures = times
-            case ImportFailure(times=times):
-                self._import_failures = times
 
     def _strike_node(self, world: World, action: Action) -> bool:
         """Do what does not concern a connection; whether there was something to do."""
@@ -327,6 +316,8 @@ class Injector(Hooks):
                 world.node(side).disk.full = times
             case SyncError(side=side, times=times):
                 world.node(side).disk.failing_syncs = times
+            case ExportFailure(times=times) | ImportFailure(times=times):
+                self._failures[type(action)] = times
             case StorageOutage(side=side, for_s=for_s):
                 if world.storage is not None:
                     out, name = world.storage.unreachable, world.node(side).name
@@ -362,10 +353,5 @@ def _strike_connection(action: Action, connection: Connection) -> None:
         case Jitter(side=side, seconds=seconds, seed=seed):
             random, most_ns = Random(seed), round(seconds * NS_PER_S)
             connection.pipes[side].jitter_ns = lambda: random.randint(0, most_ns)
-
-
-def flip(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    bit %= len(data) * 8
-    changed[bit // 8] ^= 1 << (bit % 8)
-    return bytes(changed)
+        case _:
+            raise AssertionError(f"{name_of(action, ACTIONS)} strikes nothing")

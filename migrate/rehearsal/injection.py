@@ -17,29 +17,27 @@ from migrate.daemon.lives import Side, side_of
 from migrate.daemon.proxy import Connection, Passing
 from migrate.daemon.state import DiskTrouble
 from migrate.daemon.supervisor import Supervisor
-from migrate.faults.injection import Key, flip, key_of
-from migrate.faults.lies import told
+from migrate.faults.data import Said, altered, piece_bytes, stand_in
+from migrate.faults.injection import Key, key_of
 from migrate.faults.plan import (
     ACTIONS,
     DATA_ACTIONS,
+    MESSAGE_ACTIONS,
     AtByte,
     AtTime,
     ClockJump,
     Cut,
     Delay,
     DiskFull,
-    Duplicate,
     End,
     ExportFailure,
     Fault,
-    FlipBit,
     Freeze,
     HalfOpen,
     Hang,
     ImportFailure,
     Jitter,
     Kill,
-    Lie,
     OneWay,
     Plan,
     PlanError,
@@ -92,7 +90,7 @@ class RealInjector:
     _counts: Counter[Key] = attrs.field(factory=Counter)
     _waiting: dict[Key, list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
     _bytes: dict[Role, list[tuple[int, Fault]]] = attrs.field(factory=lambda: {role: [] for role in Role})
-    _said: dict[Key, list[tuple[int, bytes]]] = attrs.field(factory=dict)
+    _said: dict[Key, list[Said]] = attrs.field(factory=dict)
     _troubles: dict[Side, Counter[DiskTrouble]] = attrs.field(
         factory=lambda: {"source": Counter(), "target": Counter()}
     )
@@ -203,31 +201,26 @@ class RealInjector:
         """What becomes of a whole message that is about to go on."""
         message = passing.message
         assert message is not None, "it has been told as one"
-        match fault.do:
-            case Lie(what=what, way=way):
-                self._note(fault)
-                passing.data = told(what, passing.side, message, passing.data, way)
-            case Replay():
-                older = [said for number, said in self._said[key] if number < passing.connection.number]
-                if older:
-                    self._note(fault)
-                    preface = PREFACE if passing.data.startswith(PREFACE) else b""
-                    passing.data = preface + older[-1]
-            case _:
-                await self._strike_data(fault, passing)
+        if not isinstance(fault.do, MESSAGE_ACTIONS):
+            await self._strike_data(fault, passing)
+            return
+        number = passing.connection.number
+        other = stand_in(fault.do, passing.side, message, passing.data, self._said.get(key, ()), number)
+        if other is not None:
+            self._note(fault)
+            passing.data = other
 
     async def _strike_data(self, fault: Fault, passing: Passing) -> None:
         """What becomes of data, in which the fault strikes at `passing.offset`."""
+        other = altered(fault.do, passing.data, passing.offset)
+        if other is not None:
+            self._note(fault)
+            passing.data = other
+            return
         match fault.do:
-            case FlipBit(bit=bit):
-                self._note(fault)
-                passing.data = flip(passing.data, passing.offset * 8 + bit)
-            case Duplicate():
-                self._note(fault)
-                passing.data += passing.data
             case Slice(bytes=size):
                 self._note(fault)
-                passing.direction.slice_next(max(size, len(passing.data) // 256))
+                passing.direction.slice_next(piece_bytes(size, passing.data))
             case Truncate(bytes=size):
                 self._note(fault)
                 await passing.direction.deliver(passing.data[: passing.offset + size])
@@ -315,7 +308,7 @@ class RealInjector:
 
 
 def _needs_data(fault: Fault) -> bool:
-    return isinstance(fault.do, (*DATA_ACTIONS, Lie, Replay))
+    return isinstance(fault.do, (*DATA_ACTIONS, *MESSAGE_ACTIONS))
 
 
 async def _nothing() -> None:
