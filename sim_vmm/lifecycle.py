@@ -64,3 +64,41 @@ class IllegalTransition(Exception):
 
     def __str__(self) -> str:
         return f"cannot {self.asked} a machine that is {self.state}; it must be {' or '.join(self.allowed_in)}"
+
+
+class Lifecycle:
+    """What keeps to the table.  A machine does what a verb means to it beside the move.
+
+    Every verb raises IllegalTransition if the table has no such move, and the state is unchanged.
+    """
+
+    def __init__(self) -> None:
+        self.state = MachineState.CREATING
+
+    def start(self) -> None:
+        """Run: a machine just born, or one that a migration has filled."""
+        self._advance(Verb.START)
+
+    def receive(self) -> None:
+        """Get ready to be filled by a migration."""
+        self._advance(Verb.RECEIVE)
+
+    def pause(self) -> None:
+        """Stop the guest."""
+        self._advance(Verb.PAUSE)
+
+    def resume(self) -> None:
+        self._advance(Verb.RESUME)
+
+    def stop(self) -> None:
+        self._advance(Verb.STOP)
+
+    def _advance(self, verb: Verb) -> None:
+        move = (self.state, verb)
+        if move not in NEXT:
+            raise IllegalTransition(self.state, verb, tuple(state for state, asked in NEXT if asked is verb))
+        self.state = NEXT[move]
+
+    def _require(self, asked: str, state: MachineState) -> None:
+        if self.state is not state:
+            raise IllegalTransition(self.state, asked, (state,))

@@ -9,7 +9,7 @@ Import is strict: every device that has state must get it, and nothing else may 
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import attrs
 
@@ -27,7 +27,7 @@ from sim_vmm.devices.places import Place
 from sim_vmm.devices.uart import Uart
 from sim_vmm.devices.vcpu import InterruptController, Vcpu
 from sim_vmm.initialisation import InitialisationError, check_initialisation
-from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
+from sim_vmm.lifecycle import IllegalTransition, Lifecycle, MachineState, Verb
 from sim_vmm.memory import GuestMemory
 from sim_vmm.payloads import Payload, Schema
 from sim_vmm.platform import Platform, Wires
@@ -87,7 +87,7 @@ def newest(place: Place) -> Schema:
     return place.schemas[0]
 
 
-class Machine:
+class Machine(Lifecycle):
     """One emulated machine.  Make it with `create`; close it, or use it as a context manager."""
 
     def __init__(
@@ -100,12 +100,12 @@ class Machine:
         storage: Storage,
         wires: Wires,
     ) -> None:
+        super().__init__()
         self.spec: Final = spec
         self.birth: Final = birth
         self.memory: Final = memory
         self.clock: Final = clock
         self.console: Final = ConsoleHistory()
-        self.state = MachineState.CREATING
         self.failure: str | None = None
         self.stolen_ns = 0
         """Steal time: for how long its host kept its processors from running, since the machine is on it."""
@@ -168,25 +168,11 @@ class Machine:
                 memory.close()
             raise
 
-    def start(self) -> None:
-        """Run: a machine just born, or one that a migration has filled."""
-        self._advance(Verb.START)
-
-    def receive(self) -> None:
-        """Get ready to be filled by a migration."""
-        self._advance(Verb.RECEIVE)
-
     def pause(self) -> None:
         """Stop the guest; devices finish what must not be cut in two, and keep the rest in their queues."""
-        self._advance(Verb.PAUSE)
+        super().pause()
         for device in self.devices.values():
             device.quiesce()
-
-    def resume(self) -> None:
-        self._advance(Verb.RESUME)
-
-    def stop(self) -> None:
-        self._advance(Verb.STOP)
 
     def fail(self, reason: str) -> None:
         """The machine is lost; `failure` says why."""
@@ -275,16 +261,7 @@ class Machine:
             PayloadMissing, PayloadUnexpected, ImportFailed, InjectedFailure: as `Device.import_`.
         """
         self._require("import devices into", MachineState.MIGRATING)
-        left = dict(self.devices)
-        for state in states:
-            key = str(SpecKey.parse(state.key))
-            if key not in self.devices:
-                raise UnknownDevice(key)
-            if key not in left:
-                raise DeviceTwice(key)
-            left.pop(key).import_(state.payloads)
-        for device in left.values():
-            device.import_(())
+        hand_out(self.devices, ((str(SpecKey.parse(state.key)), state.payloads) for state in states))
 
     def close(self) -> None:
         """Give the memory back, and the disks."""
@@ -302,15 +279,29 @@ class Machine:
         expressed = (place.express(choose(place)) for place in device.places())
         return DeviceState(device.key, tuple(payload for payload in expressed if payload is not None))
 
-    def _advance(self, verb: Verb) -> None:
-        move = (self.state, verb)
-        if move not in NEXT:
-            raise IllegalTransition(self.state, verb, tuple(state for state, asked in NEXT if asked is verb))
-        self.state = NEXT[move]
 
-    def _require(self, asked: str, state: MachineState) -> None:
-        if self.state is not state:
-            raise IllegalTransition(self.state, asked, (state,))
+class Importer(Protocol):
+    """A device, as far as its state comes from elsewhere."""
+
+    def import_(self, payloads: tuple[Payload, ...]) -> None: ...
+
+
+def hand_out(devices: Mapping[str, Importer], states: Iterable[tuple[str, tuple[Payload, ...]]]) -> None:
+    """Give every device its payloads, in the order in which they come; then no payloads to those that had none.
+
+    Raises:
+        UnknownDevice, DeviceTwice: payloads for a device that is not among `devices`, or has had some already.
+        DeviceStateError: as the device's `import_`.
+    """
+    left = dict(devices)
+    for key, payloads in states:
+        if key not in devices:
+            raise UnknownDevice(key)
+        if key not in left:
+            raise DeviceTwice(key)
+        left.pop(key).import_(payloads)
+    for device in left.values():
+        device.import_(())
 
 
 def _travels(device: Device) -> bool:

@@ -78,13 +78,6 @@ def ram_layout(memory_bytes: int) -> tuple[RamRegion, ...]:
     return low, RamRegion(HIGH_RAM_BASE, memory_bytes - LOW_RAM_MAX)
 
 
-def file_in_memory(size: int) -> int:
-    """A new open file of so many bytes, all of it a hole, which has no name and goes with its process."""
-    file = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-    os.ftruncate(file, size)
-    return file
-
-
 class GuestMemory:
     """The RAM of one machine.  Make it with `create` or `open`; close it, or use it as a context manager."""
 

@@ -22,12 +22,12 @@ import numpy as np
 from sim_vmm.birth import Birth
 from sim_vmm.clock import GuestClock, HostClock
 from sim_vmm.console import ConsoleHistory
-from sim_vmm.devices.errors import DeviceTwice, PayloadMissing, UnknownDevice
+from sim_vmm.devices.errors import PayloadMissing
 from sim_vmm.devices.failure_injector import InjectionCounters
 from sim_vmm.devices.places import Place
-from sim_vmm.lifecycle import NEXT, IllegalTransition, MachineState, Verb
+from sim_vmm.lifecycle import Lifecycle, MachineState
 from sim_vmm.light_memory import LightMemory
-from sim_vmm.machine import MIB, Choose, DeviceState, Machine, newest
+from sim_vmm.machine import MIB, Choose, DeviceState, Machine, hand_out, newest
 from sim_vmm.memory import PAGE_SIZE, GuestMemory
 from sim_vmm.payloads import InMemoryBlockBackendV1, Payload, Uart16550V1, VcpuRunstateV1
 from sim_vmm.spec import Spec
@@ -175,33 +175,18 @@ def expressed(choose: Choose, *states: Payload) -> tuple[DeviceState, ...]:
     return tuple(exported)
 
 
-class LightMachine:
+class LightMachine(Lifecycle):
     """See the module; the calls are those of `sim_vmm.machine.Machine`, with the same meaning."""
 
     def __init__(self, spec: Spec, birth: Birth, memory: GuestMemory, clock: HostClock) -> None:
+        super().__init__()
         self.spec, self.birth, self.memory = spec, birth, memory
         self.clock = GuestClock(clock)
         self.console = ConsoleHistory()
-        self.state = MachineState.CREATING
         self.failure: str | None = None
         self.storage = _NO_STORAGE
         self._devices = [LightDevice(key, born, born) for key, born in BORN.items()]
         self.devices = MappingProxyType({device.key: device for device in self._devices})
-
-    def start(self) -> None:
-        self._advance(Verb.START)
-
-    def receive(self) -> None:
-        self._advance(Verb.RECEIVE)
-
-    def pause(self) -> None:
-        self._advance(Verb.PAUSE)
-
-    def resume(self) -> None:
-        self._advance(Verb.RESUME)
-
-    def stop(self) -> None:
-        self._advance(Verb.STOP)
 
     def poll(self) -> None:
         """Its devices have nothing to do."""
@@ -213,20 +198,12 @@ class LightMachine:
         return expressed(choose, *self.states)
 
     def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
-        if self.state is not MachineState.PAUSED:
-            raise IllegalTransition(self.state, "export the devices of", (MachineState.PAUSED,))
+        self._require("export the devices of", MachineState.PAUSED)
         return expressed(choose, *self.states)
 
     def import_devices(self, states: Iterable[DeviceState]) -> None:
-        left = dict(self.devices)
-        for state in states:
-            if state.key not in self.devices:
-                raise UnknownDevice(state.key)
-            if state.key not in left:
-                raise DeviceTwice(state.key)
-            left.pop(state.key).import_(state.payloads)
-        for device in left.values():
-            device.import_(())
+        self._require("import devices into", MachineState.MIGRATING)
+        hand_out(self.devices, ((state.key, state.payloads) for state in states))
 
     def close(self) -> None:
         self.memory.close()
@@ -234,12 +211,6 @@ class LightMachine:
     @property
     def states(self) -> list[Payload]:
         return [device.state for device in self._devices]
-
-    def _advance(self, verb: Verb) -> None:
-        move = (self.state, verb)
-        if move not in NEXT:
-            raise IllegalTransition(self.state, verb, tuple(state for state, asked in NEXT if asked is verb))
-        self.state = NEXT[move]
 
 
 # The program
