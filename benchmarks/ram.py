@@ -24,7 +24,7 @@ from migrate.daemon.link import SocketLink
 from migrate.engine.ram import RamReceiver, RamSender
 from migrate.protocol.conversation import Phase
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import RamContent, Role, RoundEnd, RoundStored
+from migrate.protocol.messages import Role, RoundEnd, RoundStored
 from sim_vmm.memory import GuestMemory
 
 MIB: Final = 1 << 20
@@ -81,18 +81,24 @@ def send_ours(connection: socket.socket, memory: GuestMemory) -> None:
 
 async def _send_round(connection: socket.socket, memory: GuestMemory) -> None:
     async with link_over(Role.SOURCE, connection) as link:
-        await RamSender(memory, link, TrioClock(), EventLog("source")).send_round()
-        assert isinstance(await link.receive(), RoundStored)
+        await send_round(link, memory)
 
 
 async def _receive_round(connection: socket.socket, memory: GuestMemory) -> None:
     async with link_over(Role.TARGET, connection) as link:
-        receiver = RamReceiver(memory, link)
-        while isinstance(message := await link.receive(), RamContent):
-            await receiver.take(message)
-        assert isinstance(message, RoundEnd)
-        receiver.end_round(message)
-        await link.send(RoundStored(round=message.round))
+        await receive_round(link, memory)
+
+
+async def send_round(link: SocketLink, memory: GuestMemory) -> None:
+    """All that is dirty, until the other end has stored it."""
+    await RamSender(memory, link, TrioClock(), EventLog("source")).send_round()
+    assert isinstance(await link.receive(), RoundStored)
+
+
+async def receive_round(link: SocketLink, memory: GuestMemory) -> None:
+    """The other end of `send_round`."""
+    assert await RamReceiver(memory, link).receive_round() == RoundEnd(round=0, pages=memory.page_count, zero_pages=0)
+    await link.send(RoundStored(round=0))
 
 
 def receive_raw(connection: socket.socket, memory: GuestMemory) -> None:

@@ -19,17 +19,14 @@ import numpy as np
 import trio
 
 from benchmarks.measure import Result
-from benchmarks.ram import PATIENT
+from benchmarks.ram import PATIENT, receive_round, send_round
 from migrate.daemon.access import Access
 from migrate.daemon.certificates import write_throw_away
-from migrate.daemon.clock import TrioClock
-from migrate.daemon.events import EventLog
 from migrate.daemon.link import SocketLink
 from migrate.daemon.tls import Tls
 from migrate.daemon.transport import Transport
-from migrate.engine.ram import RamReceiver, RamSender
 from migrate.protocol.conversation import Phase
-from migrate.protocol.messages import RamContent, Role, RoundEnd, RoundStored
+from migrate.protocol.messages import Role
 from sim_vmm.memory import GuestMemory
 
 MIB: Final = 1 << 20
@@ -108,22 +105,8 @@ async def _converse(way: str, role: Role, connection: socket.socket, memory: Gue
     link = SocketLink(role, transport, PATIENT)
     link.conversation.phase = Phase.RAM
     start = time.perf_counter()
-    await (_send_round if role is Role.SOURCE else _receive_round)(link, memory)
+    await (send_round if role is Role.SOURCE else receive_round)(link, memory)
     return time.perf_counter() - start
-
-
-async def _send_round(link: SocketLink, memory: GuestMemory) -> None:
-    await RamSender(memory, link, TrioClock(), EventLog("source")).send_round()
-    assert isinstance(await link.receive(), RoundStored)
-
-
-async def _receive_round(link: SocketLink, memory: GuestMemory) -> None:
-    receiver = RamReceiver(memory, link)
-    while isinstance(message := await link.receive(), RamContent):
-        await receiver.take(message)
-    assert isinstance(message, RoundEnd)
-    receiver.end_round(message)
-    await link.send(RoundStored(round=message.round))
 
 
 async def _send_raw(stream: trio.SSLStream[trio.SocketStream], memory: GuestMemory) -> None:

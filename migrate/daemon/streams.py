@@ -167,7 +167,8 @@ class StreamsOf:
                         nursery.start_soon(self._until_news, link, nursery.cancel_scope)
 
     async def _until_news(self, link: "SocketLink", scope: trio.CancelScope) -> None:
-        await link.news()
+        with suppress(OSError, trio.ClosedResourceError):  # what is wrong with it, whoever reads from it is told
+            await link.news()
         scope.cancel()
 
     # The end

@@ -63,6 +63,19 @@ def extents_of(memory: GuestMemory, pages: PageIndices) -> tuple[Extent, ...]:
     )
 
 
+@attrs.define
+class _Staging:
+    """Room for the pages of a batch: made once, as large as it was ever needed, since fresh memory is slow."""
+
+    _pages: npt.NDArray[np.uint8] = attrs.field(factory=lambda: np.empty((0, PAGE_SIZE), dtype=np.uint8))
+
+    def room_for(self, count: int) -> npt.NDArray[np.uint8]:
+        """Shape (count, 4096); what was in it before is lost."""
+        if len(self._pages) < count:
+            self._pages = np.empty((count, PAGE_SIZE), dtype=np.uint8)
+        return self._pages[:count]
+
+
 @attrs.frozen
 class MappedRam:
     """RAM that is mapped into this process, page by page over the link: see `migrate.engine.ports.Ram`."""
@@ -94,10 +107,7 @@ class RamSender:
     protocol_version: int = PROTOCOL_VERSIONS[0]
     rounds: list[Round] = attrs.field(factory=list)
     _told_ns: int = 0
-    _staging: npt.NDArray[np.uint8] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
+    _staging: _Staging = attrs.field(factory=_Staging)
 
     async def send_round(self) -> Round:
         """Send every page that is dirty now, and the end of the round; what the guest dirties meanwhile can wait."""
@@ -159,9 +169,7 @@ class RamSender:
             nonzero = nonzero_pages(mapped)
             if not nonzero.all():
                 return nonzero, mapped[nonzero]
-            if len(self._staging) < len(pages):
-                self._staging = np.empty((len(pages), PAGE_SIZE), dtype=np.uint8)
-            content = self._staging[: len(pages)]
+            content = self._staging.room_for(len(pages))
             np.copyto(content, mapped)
             return nonzero, content
         content = memory[pages]
@@ -191,14 +199,13 @@ class RamReceiver:
     link: Link
     received: npt.NDArray[np.bool_] = attrs.field(init=False)
     bytes_received: int = 0
-    _staging: npt.NDArray[np.uint8] = attrs.field(init=False)
+    _staging: _Staging = attrs.field(factory=_Staging)
     _round: int = 0
     _pages: int = 0
     _zero_pages: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.received = np.zeros(self.memory.page_count, dtype=np.bool_)
-        self._staging = np.empty((0, PAGE_SIZE), dtype=np.uint8)
 
     async def receive_round(self) -> RoundEnd | None:
         """See `migrate.engine.ports.IncomingRam`."""
@@ -277,21 +284,16 @@ class RamReceiver:
                     await self.link.receive_ram([content])
                     hasher.update(content)
                     continue
-                content = self._room_for(some).data.cast("B")
+                content = self._staging.room_for(len(some)).data.cast("B")
                 await self.link.receive_ram([content])
                 hasher.update(content)
                 self.memory.fill(begin, content)
             else:
-                scattered = self._room_for(some)
+                scattered = self._staging.room_for(len(some))
                 await self.link.receive_ram([scattered.data.cast("B")])
                 hasher.update(scattered.data)
                 self.memory.pages[some] = scattered
         return hasher.intdigest()
-
-    def _room_for(self, pages: PageIndices) -> npt.NDArray[np.uint8]:
-        if len(self._staging) < len(pages):
-            self._staging = np.empty((len(pages), PAGE_SIZE), dtype=np.uint8)
-        return self._staging[: len(pages)]
 
     def _pages_of(self, extents: Sequence[Extent], what: str, pages_max: int) -> PageIndices:
         """Page numbers of `extents`, which must be whole pages of RAM, ascending and disjoint, and not too many."""
