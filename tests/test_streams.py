@@ -79,6 +79,8 @@ async def test_a_lost_stream_is_a_lost_link(
     assert await target.daemon.migrate_in() is None
     assert tap.faults[0].fired
     await until(lambda: open_files() == files_before)
+    told = source.daemon.attempts[0].as_json()["error"]["class"]  # what the target says of itself, if it was heard
+    assert told in ("PeerFailed", "TransportLost"), source.daemon.attempts[0].as_json()["error"]
     await assert_undone(neighbourhood, source, target)
 
 

@@ -125,6 +125,7 @@ class SocketLink:
         if isinstance(message, Accept):
             with self.patiently("waiting for the target's further connections"):
                 await self.streams.have_come()
+            await self._look_for_failure()
         return message
 
     async def receive_here(self) -> Message:
@@ -207,14 +208,18 @@ class SocketLink:
         return self._bounded(doing, self._deadlines.frame_s)
 
     async def by_way_of(self, link: "SocketLink", work: Callable[[], Awaitable[T]]) -> T:
-        """`work` on a stream.  A peer that fails closes its streams, and says in the conversation why."""
+        """`work` on a stream.  A peer that fails closes its streams, and says in the conversation why.
+
+        It may as well be in the middle of a round there, and then nothing is said but that the stream is lost.
+        """
         try:
             return await work()
         except TransportLost:
             if link is not self:
                 with trio.move_on_after(self._deadlines.farewell_s):
                     await self.news()
-                await self._look_for_failure()
+                with suppress(RemoteProtocolError):
+                    await self._look_for_failure()
             raise
 
     def abandon(self) -> None:

@@ -129,6 +129,18 @@ class Life:
     def all(self, name: str) -> list[Event]:
         return [event for event in self.events if event["event"] == name]
 
+    @property
+    def is_in_attempt(self) -> bool:
+        """As far as it has told.  A process that comes back to an attempt of an earlier life tells its end only."""
+        begun = 0
+        for event in self.events:
+            match event["event"]:
+                case "attempt":
+                    begun += 1
+                case "attempt ended" | "told":
+                    begun = max(begun - 1, 0)
+        return begun > 0
+
     def points(self, since_ns: int = 0) -> list[str]:
         """Those passed since then, as `--die-at` would have them: `NAME#2` is the second time in this life."""
         counted: Counter[str] = Counter()

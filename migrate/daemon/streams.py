@@ -93,16 +93,22 @@ class StreamsOf:
         return announced is not None and token == announced.token and 1 <= number <= announced.count
 
     async def have_come(self) -> None:
-        """As a source that has been accepted: wait for all that were announced."""
+        """As a source that has been accepted: wait for all that were announced, or for a word in the conversation.
+
+        The target has to be silent there, so a word is that of one that has failed, and whose streams will not come.
+        """
         if self._announced is None:
             return
         wanted = [(self._announced.token, number) for number in range(1, self._announced.count + 1)]
-        while not all(key in self._come for key in wanted):
-            self._news = trio.Event()
-            await self._news.wait()
-        for link, on_adopted in (self._come.pop(key) for key in wanted):
-            self.links.append(link)
-            on_adopted()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_news, self.first, nursery.cancel_scope)
+            while not all(key in self._come for key in wanted):
+                self._news = trio.Event()
+                await self._news.wait()
+            nursery.cancel_scope.cancel()
+            for link, on_adopted in (self._come.pop(key) for key in wanted):
+                self.links.append(link)
+                on_adopted()
 
     # Rounds
 

@@ -239,9 +239,11 @@ class Supervisor:
         return not self._later and all(self._rests(side) for side in SIDES)
 
     def is_at_rest(self) -> bool:
-        """One runs the machine, and the other has nothing left to do."""
-        now = [self.now(side) for side in SIDES]
-        return len(self.runners()) == 1 and sum(life is not None and life.is_over for life in now) == 1
+        """One runs the machine, and has told of its last attempt; the other has nothing left to do."""
+        now = [life for side in SIDES if (life := self.now(side)) is not None]
+        ended = [life for life in now if life.is_over]
+        busy = [life for life in now if life.is_in_attempt and not life.is_over]
+        return len(self.runners()) == len(ended) == 1 and not busy
 
     def _rests(self, side: Side) -> bool:
         life, peer = self.now(side), self.now(other(side))
@@ -250,10 +252,15 @@ class Supervisor:
         if life.is_over or life.halted:
             return True
         if side == "source":
-            begun = len(life.all("attempt"))
-            return bool(life.told("listening")) and begun == len(life.all("attempt ended")) + len(life.all("told"))
-        waits = life.told("running", "in doubt", "still in doubt", "attempt", "attempt ended")
-        is_waiting = waits is not None and waits["event"] in ("running", "in doubt", "still in doubt")
+            return bool(life.told("listening")) and not life.is_in_attempt
+        last = life.told("running", "in doubt", "still in doubt", "attempt", "attempt ended")
+        match None if last is None else last["event"]:
+            case "running":
+                is_waiting = not life.is_in_attempt
+            case "in doubt" | "still in doubt":
+                is_waiting = True
+            case _:
+                is_waiting = False
         return is_waiting and (peer.is_over or peer.halted)
 
     def kept(self, side: Side) -> MachineState | None:
