@@ -85,7 +85,7 @@ class PageSet:
             popped.append(self._queue[:wanted])
             self._queue = self._queue[wanted:]
             wanted -= popped[-1].size
-        return np.concatenate([_NO_PAGES, *popped])
+        return popped[0] if len(popped) == 1 else np.concatenate([_NO_PAGES, *popped])
 
     def _pop_block(self) -> PageIndices:
         """Remove and return the pages of the lowest occupied block, ascending; an empty array if the set is empty."""

@@ -178,7 +178,10 @@ class GuestMemory:
         Raises:
             GuestAddressError: the machine has no such page.
         """
-        return int(self.gpas_of(np.array([page]))[0])
+        if not 0 <= page < self.page_count:
+            raise self._no_page(page)
+        gpa = page * PAGE_SIZE
+        return gpa if gpa < LOW_RAM_MAX else gpa + HIGH_RAM_BASE - LOW_RAM_MAX
 
     def pages_of(self, gpas: npt.NDArray[Any]) -> PageIndices:
         """`page_of` for an array of addresses, with the same error."""
@@ -197,7 +200,7 @@ class GuestMemory:
         """`gpa_of` for an array of pages, with the same error."""
         outside = (pages < 0) | (pages >= self.page_count)
         if outside.any():
-            raise GuestAddressError(f"page {int(pages[outside][0])}: the machine has pages 0 to {self.page_count - 1}")
+            raise self._no_page(int(pages[outside][0]))
         gpas = pages.astype(np.int64) * PAGE_SIZE
         gpas[gpas >= LOW_RAM_MAX] += HIGH_RAM_BASE - LOW_RAM_MAX
         return gpas
@@ -343,6 +346,9 @@ class GuestMemory:
                 return offset + gpa - region.gpa
             offset += region.length
         raise self._no_ram(gpa, length)
+
+    def _no_page(self, page: int) -> GuestAddressError:
+        return GuestAddressError(f"page {page}: the machine has pages 0 to {self.page_count - 1}")
 
     def _no_ram(self, gpa: int, length: int) -> GuestAddressError:
         regions = ", ".join(f"{region.gpa:#x}-{region.end - 1:#x}" for region in self.layout)

@@ -156,6 +156,9 @@ class MemoryLink:
     async def send(self, message: Message) -> None:
         await self._send(message, b"")
 
+    async def ready_for_ram(self) -> None:
+        """A wire in memory has room."""
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self._send(batch, bytes(content))
 

@@ -60,10 +60,14 @@ class MemoryLink:
             raise PeerFailed(self.role.peer.value, message.phase, message.error, message.message)
         return message
 
+    async def ready_for_ram(self) -> None:
+        """A channel in memory has room, or `send` waits for it."""
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
+        kept = bytes(content)
         await self.send(batch)
-        if content:  # a batch of zeros is followed by nothing
-            await self.out.send(bytes(content))
+        if kept:  # a batch of zeros is followed by nothing
+            await self.out.send(kept)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         content = memoryview(await self.into.receive())

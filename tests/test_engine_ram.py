@@ -36,6 +36,9 @@ class Wire:
     async def send(self, message: Message) -> None:
         self.sent.append((message, b""))
 
+    async def ready_for_ram(self) -> None:
+        """There is room for everything."""
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         self.sent.append((batch, bytes(content)))
 
@@ -214,10 +217,11 @@ def test_the_most_scattered_batch_fits_its_frame(large: GuestMemory) -> None:
 def test_what_is_checksummed_is_what_is_sent_whatever_the_guest_does_meanwhile(memory: GuestMemory) -> None:
     @attrs.define
     class Meddling(Wire):
-        async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-            write(memory, 9)
-            memory.write(memory.gpa_of(4), b"changed while it was on its way")
-            await super().send_ram(batch, content)
+        async def ready_for_ram(self) -> None:
+            """Where the guest has its turn."""
+            if not self.sent:
+                write(memory, 9)
+                memory.write(memory.gpa_of(4), b"changed before it was on its way")
 
     write(memory, 4)
     wire = Meddling()
@@ -225,7 +229,9 @@ def test_what_is_checksummed_is_what_is_sent_whatever_the_guest_does_meanwhile(m
     run_alone(ram.send_round())
     (first, content), (end, _) = wire.sent
     assert isinstance(first, RamBatch)
-    assert content == pattern(5)
+    assert content == memory.read(memory.gpa_of(4), PAGE_SIZE), (
+        "as it was when the link took it"
+    )
     assert first.checksum == xxhash.xxh3_64_intdigest(content)
     assert end == RoundEnd(round=0, pages=1, zero_pages=0)
     assert ram.rounds[0].dirtied_pages == 2

@@ -125,6 +125,7 @@ async def send_more_than_fits(link: SocketLink) -> None:
     """Far more than the kernel takes while nobody reads."""
     content = bytes(16 * MIB)
     while True:
+        await link.ready_for_ram()
         await link.send_ram(batch_of(content), memoryview(content))
 
 
@@ -425,6 +426,33 @@ async def test_a_message_that_the_kernel_takes_piece_by_piece_arrives_whole() ->
             pieces = [memoryview(arrived)[: MIB // 2], memoryview(arrived)[MIB // 2 :]]
             await target.receive_ram(pieces)
         assert arrived == content
+
+
+async def test_what_a_guest_writes_while_a_batch_is_on_its_way_does_not_come_with_it() -> None:
+    async with connection() as (source_stream, target_stream):
+        source_stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        source = SocketLink(Role.SOURCE, source_stream, PATIENT)
+        target = SocketLink(Role.TARGET, target_stream, PATIENT)
+        await reach_ram(source, target)
+        await changed_on_its_way(source, target)
+
+
+async def changed_on_its_way(source: SocketLink, target: SocketLink) -> None:
+    """The source's batch is larger than what the kernel takes, and is written to by whoever has the next turn."""
+    content, arrived = bytearray(b"before" * (2 * MIB)), bytearray(12 * MIB)
+    batch = batch_of(content)
+
+    async def send_it() -> None:
+        await source.ready_for_ram()
+        await source.send_ram(batch, memoryview(content))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_it)
+        await trio.testing.wait_all_tasks_blocked()
+        content[:] = b"after!" * (2 * MIB)
+        assert await target.receive() == batch
+        await target.receive_ram([memoryview(arrived)])
+    assert arrived == b"before" * (2 * MIB)
 
 
 @pytest.mark.parametrize(

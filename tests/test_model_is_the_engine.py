@@ -133,6 +133,9 @@ class Notes:
     async def receive(self) -> Message:
         raise AssertionError("no ruling waits for an answer")
 
+    async def ready_for_ram(self) -> None:
+        raise AssertionError("no ruling sends RAM")
+
     async def send_ram(self, *_: object) -> None:
         raise AssertionError("no ruling sends RAM")
 

@@ -24,6 +24,7 @@ from tests.test_link import (
     MIB,
     batch_of,
     both,
+    changed_on_its_way,
     clock,
     connection,
     reach_ram,
@@ -258,6 +259,12 @@ async def test_a_batch_arrives_whole_in_the_receivers_own_buffers() -> None:
             await source.send(Paused())
         assert arrived == content
         assert await target.receive() == Paused()
+
+
+async def test_what_a_guest_writes_while_a_batch_is_on_its_way_does_not_come_with_it() -> None:
+    async with both() as (source, target):
+        await reach_ram(source, target)
+        await changed_on_its_way(source, target)
 
 
 async def test_a_cancelled_send_has_taken_nothing_and_what_follows_is_whole(holders: Holders) -> None:

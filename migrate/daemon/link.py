@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
 
+import attrs
 import trio
 
 from migrate.daemon.outcome import Cancelling
@@ -83,6 +84,7 @@ class SocketLink:
         self._cancel_asked = self._cancel_forbidden = False
         self.opening: Message | None = None  # the peer's first message
         self._opening_is_due = False  # it was heard, and not asked for yet
+        self._keep = memoryview(bytearray())
         self._unsent: list[memoryview] = []  # the rest of a frame that is partly out: nothing else can follow
         self.streams = StreamsOf(self, dial, streams)
         self.over = trio.Event()
@@ -106,8 +108,7 @@ class SocketLink:
         data = self._encode(message)
         self._visit("before send", message)
         self._note("sends", message, len(data))
-        with self._bounded(f"sending {type(message).__name__}", limit_s):
-            await self._write(memoryview(data))
+        await self._write(self._bound(f"sending {type(message).__name__}", limit_s), memoryview(data))
         self._visit("after send", message)
         if isinstance(message, RoundEnd):
             self.streams.note_round()
@@ -130,33 +131,41 @@ class SocketLink:
 
     async def receive_here(self) -> Message:
         """The next message on this very connection."""
-        with self._bounded("waiting for the peer", self._deadlines.frame_s):
-            frame = await self._read_frame()
-            while frame[0].skippable:
-                frame = await self._read_frame()
+        bound = self._bound("waiting for the peer", self._deadlines.frame_s)
+        frame = await self._read_frame(bound)
+        while frame[0].skippable:
+            frame = await self._read_frame(bound)
         message = self._understand(*frame)
         self._visit("after receive", message)
         return message
 
-    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
+    async def ready_for_ram(self) -> None:
         await self._look_for_failure()
+        await self.streams.room()
+
+    async def wait_for_room(self) -> None:
+        if not self.has_room:
+            with self._within(self._bound("sending guest RAM", self._deadlines.frame_s)):
+                await self._transport.room()
+
+    async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         link = self.streams.next_carrier()
         if link is not self:
             await self.by_way_of(link, partial(link.send_ram, batch, content))
             return
         data = self._encode(batch)
         self._note("sends", batch, len(data) + content.nbytes)
-        with self._bounded("sending guest RAM", self._deadlines.frame_s):
-            await self._write(memoryview(data), content)
+        bound = self._bound("sending guest RAM", self._deadlines.frame_s)
+        await self._write(bound, memoryview(data), content, guest_ram=True)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         link = self.streams.carrier
         if link is not self:
             await self.by_way_of(link, partial(link.receive_ram, buffers))
             return
-        with self._bounded("waiting for guest RAM", self._deadlines.frame_s):
-            for buffer in buffers:
-                await self._read_into(buffer)
+        bound = self._bound("waiting for guest RAM", self._deadlines.frame_s)
+        for buffer in buffers:
+            await self._read_into(bound, buffer)
 
     def forbid_cancelling(self) -> None:
         self._raise_if_cancelled(self.conversation.phase.value)
@@ -196,6 +205,10 @@ class SocketLink:
     async def news(self) -> None:
         await self._transport.news()
 
+    @property
+    def has_room(self) -> bool:
+        return self._transport.has_room()
+
     def another(self, transport: Transport) -> "SocketLink":
         """A further connection to the same peer."""
         return SocketLink(self.role, transport, self._deadlines)
@@ -205,7 +218,7 @@ class SocketLink:
         self._phase_ends = math.inf
 
     def patiently(self, doing: str) -> AbstractContextManager[None]:
-        return self._bounded(doing, self._deadlines.frame_s)
+        return self._within(self._bound(doing, self._deadlines.frame_s))
 
     async def by_way_of(self, link: "SocketLink", work: Callable[[], Awaitable[T]]) -> T:
         """`work` on a stream.  A peer that fails closes its streams, and says in the conversation why.
@@ -239,25 +252,36 @@ class SocketLink:
 
     # Moving bytes
 
-    @contextmanager
-    def _bounded(self, doing: str, limit_s: float) -> Iterator[None]:
-        """Bound one operation by frame, phase and the operator's patience; say what failed in our own terms."""
+    def _bound(self, doing: str, limit_s: float) -> "_Bound":
+        """An operation that begins now: by when frame and phase want it done.
+
+        Raises:
+            MigrationCancelled: the operator wants it no more.
+        """
         phase = self.conversation.phase.value
         self._raise_if_cancelled(phase)
-        deadline = min(trio.current_time() + limit_s, self._phase_ends)
-        with trio.CancelScope(deadline=deadline) as scope:
+        return _Bound(doing, phase, min(trio.current_time() + limit_s, self._phase_ends))
+
+    @contextmanager
+    def _within(self, bound: "_Bound") -> Iterator[None]:
+        """Where an operation may wait: for so long, and as long as the operator wants it to."""
+        self._raise_if_cancelled(bound.phase)
+        with trio.CancelScope(deadline=bound.ends) as scope:
             self._cancel_scope = scope
             try:
-                yield
-            except (OSError, trio.ClosedResourceError) as error:
-                raise TransportLost(f"connection lost in phase {phase!r}, {doing}: {error}") from error
+                with bound:
+                    yield
             finally:
                 self._cancel_scope = None
         if scope.cancelled_caught:
-            self._raise_if_cancelled(phase)
+            self._raise_if_cancelled(bound.phase)
             raise DeadlineExpired(
-                f"the {self.role.peer} was silent or too slow in phase {phase!r}, {doing}: its time is up"
+                f"the {self.role.peer} was silent or too slow in phase {bound.phase!r}, {bound.doing}: its time is up"
             )
+
+    def _need_not_wait(self, bound: "_Bound") -> bool:
+        """Most operations can be done at once, and a scope to wait in costs more than they do."""
+        return not self._cancel_asked and trio.current_time() < bound.ends
 
     def _raise_if_cancelled(self, phase: str) -> None:
         if self._cancel_asked:
@@ -267,8 +291,7 @@ class SocketLink:
     async def _look_for_failure(self) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
         while self.peer_speaks_ours and self._transport.has_news() and self.conversation.phase is not Phase.ENDED:
-            with self._bounded("hearing the peer out of turn", self._deadlines.frame_s):
-                header, body = await self._read_frame()
+            header, body = await self._read_frame(self._bound("hearing the peer out of turn", self._deadlines.frame_s))
             if not header.skippable:
                 heard = self._understand(header, body)
                 raise RemoteProtocolError(f"the {self.role.peer} sent {type(heard).__name__} while it was our turn")
@@ -310,27 +333,42 @@ class SocketLink:
             allowance = self._deadlines.allowance_s(self.conversation.phase, self._ram_bytes)
             self._phase_ends = trio.current_time() + allowance
 
-    async def _write(self, *parts: memoryview) -> None:
-        """Behind what is left of a frame that was interrupted: a farewell is heard only after that."""
-        left = [*self._unsent, *(part for part in parts if part)]
-        while left:
-            sent = await self._transport.send(left)
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if left:
-                left[0] = left[0][sent:]
-            self._unsent = left
-        await self._transport.flush()
+    async def _write(self, bound: "_Bound", *parts: memoryview, guest_ram: bool = False) -> None:
+        """Behind what is left of a frame that was interrupted: a farewell is heard only after that.
 
-    async def _read_frame(self) -> tuple[frames.Header, bytes]:
+        Of the last part a copy goes out if it is `guest_ram` and cannot go out now.
+        """
+        left = [*self._unsent, *(part for part in parts if part)]
+        if self._need_not_wait(bound):
+            with bound:
+                sent = self._transport.send_now(left)
+            if sent:
+                self._unsent = left = _without(left, sent)
+        if left:
+            if guest_ram:
+                left[-1] = self._kept(left[-1])
+            with self._within(bound):
+                while left:
+                    self._unsent = left = _without(left, await self._transport.send(left))
+                await self._transport.flush()
+
+    def _kept(self, part: memoryview) -> memoryview:
+        """What `part` says now, in a buffer that is made once, as large as ever needed: fresh memory is slow."""
+        if len(self._keep) < len(part):
+            self._keep = memoryview(bytearray(len(part)))
+        kept = self._keep[: len(part)]
+        kept[:] = part
+        return kept
+
+    async def _read_frame(self, bound: "_Bound") -> tuple[frames.Header, bytes]:
         if not self.peer_speaks_ours:
-            preface = await self._read(len(frames.PREFACE), stop_at=frames.PREFACE, between_frames=True)
+            preface = await self._read(bound, len(frames.PREFACE), stop_at=frames.PREFACE, between_frames=True)
             frames.check_preface(bytes(preface))
             self.peer_speaks_ours = True
-        header = frames.decode_header(bytes(await self._read(frames.HEADER.size, between_frames=True)))
+        header = frames.decode_header(bytes(await self._read(bound, frames.HEADER.size, between_frames=True)))
         if not header.skippable:
             self._expect(MESSAGES[header.type])
-        body = bytes(await self._read(header.length))
+        body = bytes(await self._read(bound, header.length))
         frames.check_body(header, body)  # of skipped frames, too: a damaged type could make any frame vanish
         return header, body
 
@@ -341,29 +379,67 @@ class SocketLink:
         except OutOfTurn as error:
             raise RemoteProtocolError(f"the {self.role.peer} sent {error}") from None
 
-    async def _read(self, length: int, stop_at: bytes | None = None, between_frames: bool = False) -> bytearray:
+    async def _read(
+        self, bound: "_Bound", length: int, stop_at: bytes | None = None, between_frames: bool = False
+    ) -> bytearray:
         """`length` bytes; with `stop_at`, fewer as soon as they differ from it: a stranger may send less than that."""
         data = bytearray(length)
         view = memoryview(data)
         filled = 0
         while filled < length:
-            filled += await self._receive_some(view[filled:], between_frames and filled == 0)
+            filled += await self._receive_some(bound, view[filled:], between_frames and filled == 0)
             if stop_at is not None and data[:filled] != stop_at[:filled]:
                 return data[:filled]
         return data
 
-    async def _read_into(self, buffer: memoryview) -> None:
+    async def _read_into(self, bound: "_Bound", buffer: memoryview) -> None:
         while buffer:
-            buffer = buffer[await self._receive_some(buffer, False, want_all=True) :]
+            buffer = buffer[await self._receive_some(bound, buffer, False, want_all=True) :]
 
-    async def _receive_some(self, buffer: memoryview, between_frames: bool, *, want_all: bool = False) -> int:
-        count = await self._transport.recv_into(buffer, want_all=want_all)
+    async def _receive_some(
+        self, bound: "_Bound", buffer: memoryview, between_frames: bool, *, want_all: bool = False
+    ) -> int:
+        count = None
+        if self._need_not_wait(bound):
+            with bound:
+                count = self._transport.recv_now(buffer)
+        if count is None:
+            with self._within(bound):
+                count = await self._transport.recv_into(buffer, want_all=want_all)
         if count == 0:
             where = "between two messages" if between_frames else "in the middle of a message"
             raise TransportLost(
                 f"the {self.role.peer} closed the connection in phase {self.conversation.phase.value!r}, {where}"
             )
         return count
+
+
+@attrs.define
+class _Bound:
+    """One operation: what is being done, in which phase, and when on trio's clock it must have ended.
+
+    As a context manager it says in our own terms what the kernel says of the connection: TransportLost.
+    """
+
+    doing: str
+    phase: str
+    ends: float
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError | trio.ClosedResourceError):
+            raise TransportLost(f"connection lost in phase {self.phase!r}, {self.doing}: {error}") from error
+
+
+def _without(parts: list[memoryview], sent: int) -> list[memoryview]:
+    """What is left to be sent of `parts`."""
+    left = list(parts)
+    while left and sent >= len(left[0]):
+        sent -= len(left.pop(0))
+    if left:
+        left[0] = left[0][sent:]
+    return left
 
 
 async def connect(host: str, port: int, deadlines: Deadlines) -> trio.SocketStream:

@@ -43,7 +43,7 @@ class StreamsOf:
     _announced: Streams | None = None
     _come: dict[tuple[bytes, int], tuple["SocketLink", Callable[[], None]]] = attrs.field(factory=dict)
     _news: trio.Event = attrs.field(factory=trio.Event)
-    _sent: int = 0
+    _next: "SocketLink | None" = None
     _carrier: "SocketLink | None" = None
     _at_end: list["SocketLink"] = attrs.field(factory=list)
     _end: RoundEnd | None = None
@@ -112,9 +112,18 @@ class StreamsOf:
 
     # Rounds
 
+    async def room(self) -> None:
+        """Return when the connection that is to carry the next batch has room for it."""
+        if self.links:
+            by_turns = (self.first, *self.links)
+            first = by_turns.index(self.next_carrier()) + 1
+            by_turns = by_turns[first:] + by_turns[:first]
+            self._next = next((link for link in by_turns if link.has_room), by_turns[0])
+        link = self.next_carrier()
+        await self.first.by_way_of(link, link.wait_for_room)
+
     def next_carrier(self) -> "SocketLink":
-        self._sent += 1
-        return (self.first, *self.links)[self._sent % (1 + len(self.links))]
+        return self._next or self.first
 
     def note_round(self) -> None:
         """On both sides, after the conversation's own `RoundEnd`."""

@@ -1,7 +1,7 @@
 """The byte stream below the link: a TCP connection, or TLS 1.3 over one.
 
-The link needs five things of a stream and no more: take some bytes, give some bytes, say whether anything is there to
-be heard, see to it that what was taken is on its way, and part in peace.
+The link needs five things of a stream and no more: take some bytes, give some bytes (now, if that can be, or after a
+wait), say whether anything is there to be heard, see to it that what was taken is on its way, and part in peace.
 
 In the clear, the descriptor is read and written directly: the event loop has its turn only when the socket has nothing
 to give or no room, or after `TURN_BYTES`, so that a fast peer does not keep everybody else waiting.  A frame's head and
@@ -43,6 +43,9 @@ ENCRYPT_AT_ONCE: Final = 1 << 18
 READ_FIRST: Final = 1 << 14
 READ_MAX: Final = 1 << 19
 """A connection reads so much at once to begin with, and at most: whoever says little costs little."""
+CLOSED: Final = -1
+NO_LOW_WATER: Final = (1 << 31) - 1
+"""trio has the kernel refuse more than 16 KiB that are not on their way yet, and a batch of RAM would go out in six."""
 RECORD_MAX: Final = 1 << 14
 """Plaintext in one record (RFC 8446 §5.1)."""
 FIRST_WORDS: Final = 8
@@ -58,6 +61,15 @@ class Transport(Protocol):
         Cancelled, it has taken none.
         """
 
+    def send_now(self, parts: Sequence[memoryview]) -> int:
+        """The same without waiting; 0 if there is no room, or somebody else is to have a turn.  Needs no `flush`."""
+
+    def has_room(self) -> bool:
+        """Whether `send_now` would take much."""
+
+    async def room(self) -> None:
+        """Return when `has_room` may be true."""
+
     async def flush(self) -> None:
         """Return when the kernel has everything that was taken."""
 
@@ -66,6 +78,9 @@ class Transport(Protocol):
 
         With `want_all` the caller will come back until it is full, and need not be woken for little.
         """
+
+    def recv_now(self, buffer: memoryview) -> int | None:
+        """The same without waiting; None if nothing has come, or somebody else is to have a turn."""
 
     def has_news(self) -> bool:
         """Whether `recv_into` would return, or raise, without waiting."""
@@ -87,32 +102,54 @@ class PlainTransport:
         self._file = self._socket.fileno()
         self._low_water = 1
         self._turn_left = TURN_BYTES
-        self._readable = readable(stream)
+        self._readable = polled(stream, select.POLLIN)
+        self._writable = polled(stream, select.POLLOUT)
+        with suppress(OSError):  # it has gone already, which whoever uses it is told
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NO_LOW_WATER)
 
     async def send(self, parts: Sequence[memoryview]) -> int:
-        while True:
-            await self._take_turn()
-            try:
-                count = os.writev(self._file, parts)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._file)
-                self._turn_left = TURN_BYTES
-            else:
-                self._turn_left -= count + CALL_COST_BYTES
-                return count
+        await self._take_turn()
+        while not (count := self.send_now(parts)):
+            await trio.lowlevel.wait_writable(self._file)
+            self._turn_left = TURN_BYTES
+        return count
+
+    def send_now(self, parts: Sequence[memoryview]) -> int:
+        if self._turn_left <= 0:
+            return 0
+        try:
+            count = os.writev(self._file, parts)
+        except BlockingIOError:
+            return 0
+        self._turn_left -= count + CALL_COST_BYTES
+        return count
+
+    def has_room(self) -> bool:
+        return self._turn_left > 0 and bool(self._writable.poll(0))
+
+    async def room(self) -> None:
+        await self._take_turn()
+        if not self._writable.poll(0):
+            await trio.lowlevel.wait_writable(self._file)
+            self._turn_left = TURN_BYTES
 
     async def recv_into(self, buffer: memoryview, *, want_all: bool = False) -> int:
-        while True:
-            await self._take_turn()
-            try:
-                count = os.readv(self._file, (buffer,))
-            except BlockingIOError:
-                self._wake_at(min(len(buffer), LOW_WATER_BYTES) if want_all else 1)
-                await trio.lowlevel.wait_readable(self._file)
-                self._turn_left = TURN_BYTES
-            else:
-                self._turn_left -= count + CALL_COST_BYTES
-                return count
+        await self._take_turn()
+        while (count := self.recv_now(buffer)) is None:
+            self._wake_at(min(len(buffer), LOW_WATER_BYTES) if want_all else 1)
+            await trio.lowlevel.wait_readable(self._file)
+            self._turn_left = TURN_BYTES
+        return count
+
+    def recv_now(self, buffer: memoryview) -> int | None:
+        if self._turn_left <= 0:
+            return None
+        try:
+            count = os.readv(self._file, (buffer,))
+        except BlockingIOError:
+            return None
+        self._turn_left -= count + CALL_COST_BYTES
+        return count
 
     async def flush(self) -> None:
         """The kernel has taken it."""
@@ -130,6 +167,7 @@ class PlainTransport:
 
     def close(self) -> None:
         self._socket.close()
+        self._file = CLOSED  # the number may be another file's soon
 
     def _wake_at(self, bytes_waiting: int) -> None:
         """A mark above what still comes would wake nobody ever, so it is set anew for each wait."""
@@ -154,7 +192,7 @@ class TlsTransport:
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, role: Role) -> None:
         self.role = role
         self._socket = stream.socket
-        self._readable = readable(stream)
+        self._readable = polled(stream, select.POLLIN)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=role is Role.SOURCE)
         self._encrypted = memoryview(b"")  # the kernel has not taken it yet
@@ -207,6 +245,16 @@ class TlsTransport:
         await trio.lowlevel.cancel_shielded_checkpoint()
         return taken
 
+    def send_now(self, parts: Sequence[memoryview]) -> int:
+        return 0  # what is encrypted may have to wait, and must not be encrypted twice
+
+    def has_room(self) -> bool:
+        return not self._encrypted
+
+    async def room(self) -> None:
+        await self.flush()
+        await trio.lowlevel.checkpoint()
+
     async def flush(self) -> None:
         self._take_encrypted()
         while self._encrypted:
@@ -222,6 +270,9 @@ class TlsTransport:
                 return filled
             if not await self._read():
                 raise ConnectionAbortedError("it broke off without TLS's word of an end")
+
+    def recv_now(self, buffer: memoryview) -> int | None:
+        return None  # what the peer says may want an answer of TLS's own
 
     def has_news(self) -> bool:
         """Records that carry nothing for us, such as those that change keys, are no news."""
@@ -319,10 +370,10 @@ class TlsTransport:
                 self._encrypted = self._encrypted[os.write(self._socket.fileno(), self._encrypted) :]
 
 
-def readable(stream: trio.SocketStream) -> select.poll:
-    """`poll(0)` tells whether anything has come, the end included."""
+def polled(stream: trio.SocketStream, event: int) -> select.poll:
+    """`poll(0)` tells whether anything has come, the end included, or whether there is room for much."""
     poll = select.poll()
-    poll.register(stream.socket.fileno(), select.POLLIN)
+    poll.register(stream.socket.fileno(), event)
     return poll
 
 

@@ -17,6 +17,9 @@ class NoLink:
     async def receive(self) -> Message:
         raise TransportLost("nobody is there to say anything")
 
+    async def ready_for_ram(self) -> None:
+        raise TransportLost("nobody is there to be sent guest RAM")
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         raise TransportLost("nobody is there to be sent guest RAM")
 

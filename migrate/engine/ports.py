@@ -43,8 +43,15 @@ class Link(Protocol):
             TransportLost, DeadlineExpired, MigrationCancelled.
         """
 
+    async def ready_for_ram(self) -> None:
+        """Return when there is room for a batch.  Raises as `send` does."""
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-        """Send a batch and the bytes that it announces; `content` may be reused afterwards."""
+        """Send a batch and the bytes that it announces; `content` may be reused afterwards.
+
+        It may be memory that a guest writes to, if `ready_for_ram` was called right before: what `content` says now is
+        on its way, or kept, before anybody else has a turn.
+        """
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         """Fill `buffers` with the bytes that follow the batch just received."""

@@ -1,8 +1,8 @@
 """Guest pages out of one machine and into another.
 
-The sender gathers the dirty pages of a batch into one staging buffer, and checksums and sends from there: a running
-guest may write a page at any moment, and what was checksummed must be what is sent.  Pages of zeros travel without
-bytes.
+What was checksummed must be what is sent, though the guest goes on writing.  So the sender waits until the link has
+room for a batch; then nobody else has a turn between the checksum and the system call that takes the pages from guest
+RAM as they are.  Scattered pages are gathered in a staging buffer first.  Pages of zeros travel without bytes.
 
 The receiver checks every run of pages against the machine's own RAM before it touches memory.  Where RAM has been
 touched before, it is received straight into the mapping; a hole is filled through the file, which costs neither the
@@ -145,6 +145,7 @@ class RamSender:
 
     async def _send_batch(self, number: int, pages: PageIndices) -> tuple[int, int]:
         """Returns how many pages were zero and how many bytes of content went out."""
+        await self.link.ready_for_ram()
         nonzero, content = self._gather(pages)
         checksum = xxhash.xxh3_64_intdigest(content.data)
         full, zero = (pages, NO_PAGES) if len(content) == len(pages) else (pages[nonzero], pages[~nonzero])
@@ -159,20 +160,12 @@ class RamSender:
         return len(zero), content.nbytes
 
     def _gather(self, pages: PageIndices) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-        """Which of `pages` are not zero, and their content, which the guest cannot change any more.
-
-        A copy in the processor's cache costs less than it saves: the socket reads from there.
-        """
+        """Which of `pages` are not zero, and their content, which may be guest RAM itself."""
         memory = self.memory.pages
         if is_one_run(pages):
-            mapped = memory[pages[0] : pages[-1] + 1]
-            nonzero = nonzero_pages(mapped)
-            if not nonzero.all():
-                return nonzero, mapped[nonzero]
-            content = self._staging.room_for(len(pages))
-            np.copyto(content, mapped)
-            return nonzero, content
-        content = memory[pages]
+            content = memory[pages[0] : pages[-1] + 1]
+        else:
+            content = np.take(memory, pages, axis=0, out=self._staging.room_for(len(pages)))
         nonzero = nonzero_pages(content)
         return nonzero, content if nonzero.all() else content[nonzero]
 
@@ -244,9 +237,10 @@ class RamReceiver:
                 f"RAM batch of round {batch.round} from {first:#x}: checksum does not match its "
                 f"{len(pages) * PAGE_SIZE} bytes"
             )
-        stale = zeros[self.received[zeros]]
-        self.memory.pages[stale] = 0
-        self.received[stale] = False  # so that a peer can have it zeroed only as often as it sends content
+        if zeros.size:
+            stale = zeros[self.received[zeros]]
+            self.memory.pages[stale] = 0
+            self.received[stale] = False  # so that a peer can have it zeroed only as often as it sends content
         self.received[pages] = True
         self._pages += len(pages) + len(zeros)
         self._zero_pages += len(zeros)

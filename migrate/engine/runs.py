@@ -6,6 +6,7 @@ is 256 runs, 2 KiB, and numpy reads and writes them at once: as extents, one obj
 moving their contents costs.
 """
 
+import struct
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,8 @@ from sim_vmm.memory import PAGE_SIZE, GuestAddressError, GuestMemory
 PageIndices = npt.NDArray[np.int64]
 
 WORD: Final = np.dtype(">u4")
-RUN_BYTES: Final = 8
+ONE_RUN: Final = struct.Struct("!II")
+RUN_BYTES: Final = ONE_RUN.size
 NO_PAGES: Final[PageIndices] = np.empty(0, dtype=np.int64)
 
 
@@ -31,9 +33,9 @@ def pack(memory: GuestMemory, pages: PageIndices) -> bytes:
     if not pages.size:
         return b""
     if is_one_run(pages):
-        first, last = (gpa // PAGE_SIZE for gpa in memory.gpas_of(pages[[0, -1]]).tolist())
+        first, last = (memory.gpa_of(int(page)) // PAGE_SIZE for page in (pages[0], pages[-1]))
         if last - first + 1 == pages.size:  # else the hole of the devices lies between them
-            return np.array((first, pages.size), dtype=WORD).tobytes()
+            return ONE_RUN.pack(first, pages.size)
     frames = memory.gpas_of(pages) // PAGE_SIZE
     starts = np.flatnonzero(np.diff(frames, prepend=-2) != 1)
     runs = np.empty((starts.size, 2), dtype=WORD)
@@ -53,6 +55,11 @@ def unpack(memory: GuestMemory, runs: bytes, what: str, pages_max: int) -> PageI
         return NO_PAGES
     if len(runs) % RUN_BYTES:
         raise RemoteProtocolError(f"{what} of a RAM batch: {len(runs)} bytes are no whole runs of {RUN_BYTES}")
+    if len(runs) == RUN_BYTES:
+        first, count = ONE_RUN.unpack(runs)
+        one = _one_run(memory, first, count, pages_max)
+        if one is not None:
+            return one
     table = np.frombuffer(runs, dtype=WORD).reshape(-1, 2).astype(np.int64)
     firsts, counts = table[:, 0], table[:, 1]
     total = int(counts.sum())
@@ -68,6 +75,15 @@ def unpack(memory: GuestMemory, runs: bytes, what: str, pages_max: int) -> PageI
     return _ram_pages(memory, firsts, counts, total, what)
 
 
+def _one_run(memory: GuestMemory, first: int, count: int, pages_max: int) -> PageIndices | None:
+    """Most batches are one run, which needs no arrays to be judged; None if anything is wrong with it."""
+    try:
+        begin, end = memory.page_of(first * PAGE_SIZE), memory.page_of((first + count - 1) * PAGE_SIZE) + 1
+    except GuestAddressError:
+        return None
+    return np.arange(begin, end, dtype=np.int64) if 0 < count == end - begin <= pages_max else None
+
+
 def _ram_pages(memory: GuestMemory, firsts: PageIndices, counts: PageIndices, total: int, what: str) -> PageIndices:
     try:
         begins = memory.pages_of(firsts * PAGE_SIZE)
@@ -80,7 +96,5 @@ def _ram_pages(memory: GuestMemory, firsts: PageIndices, counts: PageIndices, to
         raise RemoteProtocolError(
             f"{what} of a RAM batch: {first * PAGE_SIZE:#x} + {count * PAGE_SIZE:#x} spans a hole"
         )
-    if begins.size == 1:
-        return np.arange(begins[0], begins[0] + total, dtype=np.int64)
     before = np.append(0, np.cumsum(counts)[:-1])
     return np.repeat(begins - before, counts) + np.arange(total, dtype=np.int64)

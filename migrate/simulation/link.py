@@ -79,6 +79,9 @@ class SimulatedLink:
             await self._until_on_wire(on_wire_ns, min(limit_ns, phase_ends_ns))
         self._hooks.sent(self, message)
 
+    async def ready_for_ram(self) -> None:
+        """What is sent is taken at once, and time passes afterwards."""
+
     def send_ram(self, batch: RamContent, content: memoryview) -> Coroutine[Any, Any, None]:
         return self.send(batch, bytes(content))
 

@@ -124,6 +124,9 @@ class ScriptedLink:
         self.conversation.note(frame[: frames.HEADER.size])
         self.said_bytes += frame
 
+    async def ready_for_ram(self) -> None:
+        """What is said goes nowhere, so there is always room for it."""
+
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         await self.send(batch)
         self.said_bytes += content
