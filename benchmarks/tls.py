@@ -19,7 +19,7 @@ import numpy as np
 import trio
 
 from benchmarks.measure import Result
-from benchmarks.ram import PATIENT, receive_round, send_round
+from benchmarks.ram_ways import PATIENT, receive_round, send_round
 from migrate.daemon.access import Access
 from migrate.daemon.certificates import write_throw_away
 from migrate.daemon.link import SocketLink
