@@ -4,12 +4,16 @@
 never on how long something takes.
 """
 
+import atexit
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +22,15 @@ import pytest
 import trio
 
 from migrate.cli.app import run
-from migrate.daemon.pair import lines_of
+from migrate.daemon.launching import Child, ForkLauncher, InterpreterLauncher, child_of, lines_of
 
 EXAMPLE: Final = "examples/web-server.json"
 MIGRATE: Final = (str(Path(sys.executable).with_name("migrate")),)
 """The installed console script."""
 MODULE: Final = (sys.executable, "-m", "migrate")
+
+ENVIRONMENT: Final = dict(os.environ)
+"""What a test has not changed."""
 
 PATIENCE_S: Final = 30
 """No test waits that long unless it fails."""
@@ -57,15 +64,22 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
     return Said(code, captured.out, captured.err)
 
 
-def start(*arguments: str | Path, program: Sequence[str] = MIGRATE, **environment: str) -> Said:
-    """One command line as a process of its own, to its end."""
+def start(*arguments: str | Path, program: Sequence[str] | None = None, **environment: str) -> Said:
+    """One command line as a process of its own, to its end.
+
+    It is forked from one that has imported everything, unless a test says which program is to be executed, or where.
+    """
     return start_within(PATIENCE_S, *arguments, program=program, **environment)
 
 
 def start_within(
-    patience_s: float, *arguments: str | Path, program: Sequence[str] = MIGRATE, **environment: str
+    patience_s: float, *arguments: str | Path, program: Sequence[str] | None = None, **environment: str
 ) -> Said:
     """The same, for what starts processes of its own."""
+    if program is None and not environment:
+        with ThreadPoolExecutor(1) as elsewhere:  # for a test that has an event loop
+            return elsewhere.submit(trio.run, _forked, patience_s, arguments).result()
+    program = MIGRATE if program is None else program
     done = subprocess.run(
         [*program, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -77,11 +91,87 @@ def start_within(
     return Said(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+async def _forked(patience_s: float, arguments: Sequence[str | Path]) -> Said:
+    heard: list[bytes] = [b"", b""]
+
+    async def hear(place: int, stream: trio.abc.ReceiveStream) -> None:
+        async for chunk in stream:
+            heard[place] += chunk
+
+    async with forked(arguments) as child:
+        with trio.move_on_after(patience_s) as patience:
+            async with trio.open_nursery() as hearing:
+                hearing.start_soon(hear, 0, child.stdout)
+                hearing.start_soon(hear, 1, child.stderr)
+            code = await child.wait()
+        if patience.cancelled_caught:
+            child.kill()
+            raise AssertionError(f"it did not end within {patience_s:g} s, and has said {heard}")
+    return Said(code, *(said.decode() for said in heard))
+
+
+@asynccontextmanager
+async def forked(arguments: Sequence[str | Path]) -> AsyncIterator[Child]:
+    with another_zygote() as asked:
+        async with trio.open_nursery() as nursery:
+            launcher = ForkLauncher(nursery, asked)
+            async with child_of(launcher, list(map(str, arguments)), silent=True) as child:
+                yield child
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def interpreted(arguments: Sequence[str | Path]) -> AsyncIterator[Child]:
+    words = list(map(str, arguments))
+    async with trio.open_nursery() as nursery, child_of(InterpreterLauncher(nursery), words, silent=True) as child:
+        yield child
+
+
+def another_zygote() -> socket.socket:
+    """For one who starts processes; it ends when the socket is closed."""
+    first = zygote_of_this_process()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        socket.send_fds(first, [b"{}"], [theirs.fileno()])
+    while True:
+        told, descriptors, _, _ = socket.recv_fds(first, 4096, 1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if "status" not in json.loads(told):  # else it is one that has ended
+            return ours
+
+
+@cache
+def zygote_of_this_process() -> socket.socket:
+    """It ends with this process, which is the only one that has the other end."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(zygote())
+
+
+@contextmanager
+def zygote() -> Iterator[socket.socket]:
+    """A zygote, until the block is left; the socket to ask it over.
+
+    It is a new interpreter: a process that tests run in has threads, and cannot be forked.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            command = [sys.executable, "-m", "migrate.cli.zygote", str(theirs.fileno())]
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=ENVIRONMENT)
+        with process:
+            try:
+                yield ours
+            finally:
+                ours.shutdown(socket.SHUT_RDWR)
+
+
 @attrs.define
 class Command:
     """A running command, by the lines of its standard error."""
 
-    process: trio.Process
+    process: Child
     lines: list[str] = attrs.field(factory=list)
     _news: trio.Condition = attrs.field(factory=trio.Condition)
     _silent: bool = False
@@ -104,7 +194,6 @@ class Command:
             return await self.process.wait()
 
     async def listen(self) -> None:
-        assert self.process.stderr is not None
         async for line in lines_of(self.process.stderr):
             async with self._news:
                 self.lines.append(line.decode())
@@ -115,25 +204,24 @@ class Command:
 
 
 @asynccontextmanager
-async def running(*arguments: str | Path) -> AsyncIterator[Command]:
-    """The command as a process that is killed on leaving the block, if it still runs."""
-    async with trio.open_nursery() as nursery:
-        process = await trio.lowlevel.open_process(
-            [*MIGRATE, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        command = Command(process)
+async def running(*arguments: str | Path, executed: bool = False) -> AsyncIterator[Command]:
+    """The command as a process that is killed on leaving the block, if it still runs: forked, unless `executed`."""
+    async with (interpreted if executed else forked)(arguments) as child, trio.open_nursery() as nursery:
+        command = Command(child)
         nursery.start_soon(command.listen)
+        nursery.start_soon(drain, child.stdout)
         try:
             yield command
         finally:
-            process.kill()
+            child.kill()
             with trio.CancelScope(shield=True):
-                await process.wait()
+                await child.wait()
             nursery.cancel_scope.cancel()
+
+
+async def drain(stream: trio.abc.ReceiveStream) -> None:
+    async for _ in stream:
+        pass
 
 
 def processes_with(name: str, value: str) -> list[int]:

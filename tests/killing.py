@@ -1,7 +1,7 @@
 """Two daemons that are killed, restarted and judged: the play of tests/test_kills.py.
 
-A *play* is one machine on shared disks and a network, a source and a target as processes of their own (tests/zygote.py)
-and whatever happens to them.  Everything is done when an event says so.
+A *play* is one machine on shared disks and a network, a source and a target as processes of their own, which are forked
+(`migrate.cli.zygote`), and whatever happens to them.  Everything is done when an event says so.
 
 A daemon dies by its own hand, at exactly the point that it was told (`--die-at`), or is killed from outside when it
 cannot reach that point any more because the other has died before.  The judgement is that of migrate/rehearsal/case.py.
@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -26,7 +25,8 @@ import attrs
 import trio
 
 from migrate.cli.specs import read
-from migrate.daemon.lives import SIDES, Born, Life, Side, begin_life, other
+from migrate.daemon.launching import ForkLauncher
+from migrate.daemon.lives import SIDES, Life, Side, begin_life, other
 from migrate.daemon.run import ExitCode
 from migrate.daemon.wire import WireObserver, WireRecord, sender_of
 from migrate.engine.handoff import Holding
@@ -71,67 +71,6 @@ def own_loopback() -> str:
     return f"127.{1 + (pid >> 16) % 254}.{pid >> 8 & 0xFF}.{pid & 0xFF}"
 
 
-# Processes
-
-
-@contextmanager
-def zygote() -> Iterator[socket.socket]:
-    """A zygote, until the block is left; the socket to ask it over."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.zygote", str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
-        with process:
-            try:
-                yield ours
-            finally:
-                ours.shutdown(socket.SHUT_RDWR)
-
-
-@attrs.define(eq=False)
-class ZygoteLauncher:
-    """See `migrate.daemon.lives.Launcher`: a fork of the zygote that is asked."""
-
-    asked: socket.socket
-    _pids: list[tuple[int, int]] = attrs.field(factory=list)
-    _notes: dict[int, Callable[[int], None]] = attrs.field(factory=dict)
-    _early: dict[int, list[int]] = attrs.field(factory=dict)
-    _news: trio.Event = attrs.field(factory=trio.Event)
-    _turn: trio.Lock = attrs.field(factory=trio.Lock)
-
-    async def listen(self) -> None:
-        """To the zygote."""
-        while True:
-            await trio.lowlevel.wait_readable(self.asked)
-            message, descriptors, _, _ = socket.recv_fds(self.asked, 4096, 1)
-            if not message:
-                return
-            told = json.loads(message)
-            pid = told["pid"]
-            if "status" not in told:
-                self._pids.append((pid, descriptors[0]))
-                self._news.set()
-            elif pid in self._notes:
-                self._notes[pid](told["status"])
-            else:
-                self._early.setdefault(pid, []).append(told["status"])
-
-    async def launch(
-        self, arguments: Sequence[str], descriptors: Sequence[int], note_status: Callable[[int], None]
-    ) -> Born:
-        async with self._turn:
-            self._news = trio.Event()
-            socket.send_fds(self.asked, [json.dumps({"arguments": list(arguments)}).encode()], list(descriptors))
-            await self._news.wait()
-            pid, pidfd = self._pids.pop()
-        self._notes[pid] = note_status
-        for status in self._early.pop(pid, ()):
-            note_status(status)
-        return Born(pid, pidfd)
-
-
 # The play
 
 
@@ -151,7 +90,7 @@ class Play:
     """See the module; use `playing`."""
 
     directory: Path
-    launcher: ZygoteLauncher
+    launcher: ForkLauncher
     nursery: trio.Nursery
     options: tuple[str, ...] = ()
     source_options: tuple[str, ...] = ()
@@ -318,9 +257,8 @@ async def playing(asked: socket.socket, **what: Any) -> AsyncIterator[Play]:
     """A play; whatever still lives when the block is left is killed."""
     with TemporaryDirectory(prefix="kill-") as directory:
         async with trio.open_nursery() as nursery:
-            launcher = ZygoteLauncher(asked)
+            launcher = ForkLauncher(nursery, asked)
             play = Play(Path(directory), launcher, nursery, **what)
-            nursery.start_soon(launcher.listen)
             await nursery.start(WireObserver(play.wire, play.heard_frame).serve)
             try:
                 yield play

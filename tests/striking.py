@@ -16,7 +16,8 @@ from typing import Any, Final
 import attrs
 
 from migrate.cli.specs import read
-from migrate.daemon.lives import SIDES, Launcher, Life, Side
+from migrate.daemon.launching import Launcher
+from migrate.daemon.lives import SIDES, Life, Side
 from migrate.daemon.proxy import Passing
 from migrate.daemon.supervisor import Daemons, Supervisor, supervising
 from migrate.faults.data import flip

@@ -9,7 +9,7 @@ import pytest
 from migrate.faults.plan import Action, AtMessage, AtWrite, Fault, Kill, Plan, PowerLoss, Reset, Trigger
 from migrate.faults.toml import write_plan
 from migrate.protocol.messages import Role
-from tests.commands import EXAMPLE, MODULE, call, start_within
+from tests.commands import EXAMPLE, call, start_within
 from tests.killing import SMALL_MACHINE
 
 Capsys = pytest.CaptureFixture[str]
@@ -35,9 +35,7 @@ def test_a_rehearsal_under_a_plan_says_what_struck_and_is_audited(tmp_path: Path
     plan = written(tmp_path, AT_COMMIT, Kill(side=Role.SOURCE, restart_s=0.0))
     events, report = tmp_path / "events.jsonl", tmp_path / "report.html"
     looked_at = ("--events", events, "--report", report)
-    said = start_within(
-        SEVERAL_PROCESSES_S, "rehearse", machine, "--faults", plan, "--json", *looked_at, program=MODULE
-    )
+    said = start_within(SEVERAL_PROCESSES_S, "rehearse", machine, "--faults", plan, "--json", *looked_at)
     assert said.code == 0, said.err
     document: dict[str, Any] = said.document
     assert (document["outcome"], document["owner"]) == ("migrated", "target")
@@ -52,7 +50,7 @@ def test_a_rehearsal_under_a_plan_says_what_struck_and_is_audited(tmp_path: Path
 
 def test_a_plan_is_replayed_on_real_daemons(tmp_path: Path, machine: Path) -> None:
     plan = written(tmp_path, AT_COMMIT, Reset(), spec=str(machine))
-    said = start_within(SEVERAL_PROCESSES_S, "replay", plan, "--real", "--json", program=MODULE)
+    said = start_within(SEVERAL_PROCESSES_S, "replay", plan, "--real", "--json")
     assert said.code == 0, said.err
     assert set(said.document) == {"owner", "outcome", "published", "faults_fired", "violations", "trace"}
     assert said.document["outcome"] == "target has it; target: migrated"
@@ -85,7 +83,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 def test_a_source_that_cannot_begin_says_why(tmp_path: Path, machine: Path) -> None:
     plan = written(tmp_path, AT_COMMIT, Reset(), spec=str(machine))
-    said = start_within(SEVERAL_PROCESSES_S, "rehearse", machine, "--memory-mb", "2", "--faults", plan, program=MODULE)
+    said = start_within(SEVERAL_PROCESSES_S, "rehearse", machine, "--memory-mb", "2", "--faults", plan)
     assert said.code == 2
     assert "does not fit this machine" in said.err.splitlines()[-1]
     assert "Traceback" not in said.err

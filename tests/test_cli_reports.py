@@ -13,7 +13,7 @@ from migrate.faults.campaign import Campaign, Kind, Order
 from migrate.faults.plan import AtMessage, Fault, FlipBit, Kill, Plan
 from migrate.faults.toml import write_plan
 from migrate.protocol.messages import Role
-from tests.commands import EXAMPLE, call
+from tests.commands import EXAMPLE, call, start
 from tests.mistakes import MISTAKES
 from tests.pages import Page
 from tests.traces import objections
@@ -65,10 +65,10 @@ def trace_at(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def test_a_rehearsal_leaves_a_page_a_trace_and_its_events(capsys: Capsys, hostile: Path, tmp_path: Path) -> None:
+def test_a_rehearsal_leaves_a_page_a_trace_and_its_events(hostile: Path, tmp_path: Path) -> None:
     report, trace, events = tmp_path / "page.html", tmp_path / "trace.json", tmp_path / "events.jsonl"
     left = ("--report", report, "--trace", trace, "--events", events)
-    said = call(capsys, "rehearse", hostile, *SMALL, *left, "--json")
+    said = start("rehearse", hostile, *SMALL, *left, "--json")
     assert said.code == 0, said.err
     document = said.document
     page = page_at(report)
@@ -92,9 +92,9 @@ def test_a_rehearsal_leaves_a_page_a_trace_and_its_events(capsys: Capsys, hostil
     }
 
 
-def test_a_refused_rehearsal_leaves_a_page_that_says_why(capsys: Capsys, tmp_path: Path) -> None:
+def test_a_refused_rehearsal_leaves_a_page_that_says_why(tmp_path: Path) -> None:
     report = tmp_path / "page.html"
-    said = call(capsys, "rehearse", EXAMPLE, "--to", "r3", *SMALL, "--json", "--report", report)
+    said = start("rehearse", EXAMPLE, "--to", "r3", *SMALL, "--json", "--report", report)
     assert said.code == 1
     page = page_at(report)
     assert "not-done" in page.one("p", "lead").attributes["class"]

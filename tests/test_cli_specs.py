@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import MODULE, Said, call, start
+from tests.commands import MIGRATE, MODULE, Said, call, start
 from tests.corpus import CONVERSIONS, FIXTURES, INVALID, VALID, VALID_NAMES
 from tests.documents import CANONICAL, PATH, board, document
 
@@ -250,9 +250,9 @@ def test_output_that_is_no_terminal_has_no_colour_even_if_the_environment_wants_
 # As processes
 
 
-@pytest.mark.parametrize("program", [MODULE, None], ids=["python -m migrate", "migrate"])
+@pytest.mark.parametrize("program", [MODULE, MIGRATE, None], ids=["python -m migrate", "migrate", "forked"])
 def test_a_process_says_what_a_call_says(program: tuple[str, ...] | None, capsys: Capsys) -> None:
     arguments = ("spec", "validate", path_of(VALID[0]), path_of(INVALID[0]), "--json")
-    said = start(*arguments) if program is None else start(*arguments, program=program)
+    said = start(*arguments, program=program)
     assert said == call(capsys, *arguments)
     assert said.code == 2

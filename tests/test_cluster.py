@@ -51,7 +51,7 @@ def test_a_cluster_finds_what_the_processes_of_one_machine_find(capsys: Capsys, 
 async def test_an_interrupted_campaign_over_a_cluster_leaves_a_whole_file(tmp_path: Path, address: str) -> None:
     file = tmp_path / "campaign.json"
     arguments = ("explore", EXAMPLE, "--random", "1000000", "--campaign", file)
-    async with running(*arguments, "--executor", address) as command:
+    async with running(*arguments, "--executor", address, executed=True) as command:
         line = await command.says("schedules")
         command.process.send_signal(signal.SIGINT)
         assert await command.ends() == 130

@@ -229,9 +229,7 @@ def test_what_is_checksummed_is_what_is_sent_whatever_the_guest_does_meanwhile(m
     run_alone(ram.send_round())
     (first, content), (end, _) = wire.sent
     assert isinstance(first, RamBatch)
-    assert content == memory.read(memory.gpa_of(4), PAGE_SIZE), (
-        "as it was when the link took it"
-    )
+    assert content == memory.read(memory.gpa_of(4), PAGE_SIZE), "as it was when the link took it"
     assert first.checksum == xxhash.xxh3_64_intdigest(content)
     assert end == RoundEnd(round=0, pages=1, zero_pages=0)
     assert ram.rounds[0].dirtied_pages == 2

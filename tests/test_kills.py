@@ -35,6 +35,7 @@ from migrate.daemon.lives import SIDES, Side
 from migrate.daemon.state.journal import WRITES
 from migrate.protocol.conversation import NEXT
 from migrate.protocol.messages import Declined, Gone, Role, Settle, Unknown
+from tests.commands import zygote
 from tests.killing import (
     DAMAGES,
     Damage,
@@ -49,7 +50,6 @@ from tests.killing import (
     act_stillborn,
     act_unsure,
     small_disk,
-    zygote,
 )
 
 SOAK: Final = os.environ.get("MIGRATE_SOAK") == "1"

@@ -24,7 +24,8 @@ import trio
 from migrate.cli.exploring import simulated
 from migrate.cli.migrating import born
 from migrate.cli.specs import read
-from migrate.daemon.lives import Launcher, Life
+from migrate.daemon.launching import ForkLauncher, Launcher
+from migrate.daemon.lives import Life
 from migrate.faults.explore import Experiment, Tried
 from migrate.faults.plan import (
     ACTIONS,
@@ -71,7 +72,8 @@ from migrate.protocol.messages import Role
 from migrate.rehearsal.injection import require_possible
 from migrate.rehearsal.real import Played, RealTried, RealWorld, homeless_errors, not_identical, told_early
 from migrate.simulation.remembering import remembering
-from tests.killing import SMALL_MACHINE, ZygoteLauncher, zygote
+from tests.commands import zygote
+from tests.killing import SMALL_MACHINE
 from tests.striking import Frame, Series, Stroke, all_of, strokes, undisturbed
 
 SHARES: Final = 4
@@ -178,9 +180,7 @@ def with_launcher(asked: socket.socket, do: Callable[[Launcher], Awaitable[T]]) 
 
     async def main() -> T:
         async with trio.open_nursery() as nursery:
-            launcher = ZygoteLauncher(asked)
-            nursery.start_soon(launcher.listen)
-            result = await do(launcher)
+            result = await do(ForkLauncher(nursery, asked))
             nursery.cancel_scope.cancel()
         return result
 

@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from migrate.daemon.pair import DaemonProcess, daemon
-from tests.commands import EXAMPLE, MIGRATE, MODULE, PATIENCE_S, end_of, processes_with, running, start
+from tests.commands import EXAMPLE, MIGRATE, PATIENCE_S, end_of, processes_with, running, start
 from tests.corpus import FIXTURES
 
 INJECTOR: Final = FIXTURES / "specs/valid/v1-test-suite-hyperv-file.json"
@@ -86,7 +86,7 @@ KEYS: Final = {
 
 
 def test_a_rehearsal_that_migrates_reports_what_the_contract_promises(mark: str) -> None:
-    said = start("rehearse", EXAMPLE, *SMALL, *BRIEF, "--seed", "7", "--json")
+    said = start("rehearse", EXAMPLE, *SMALL, *BRIEF, "--seed", "7", "--json", program=MIGRATE)
     assert (said.code, said.err) == (0, "")
     document = said.document
     attempts = document.pop("attempts")
@@ -139,7 +139,7 @@ def test_a_rehearsal_that_migrates_reports_what_the_contract_promises(mark: str)
 
 
 def test_a_rehearsal_that_is_refused_moves_nothing() -> None:
-    said = start("rehearse", UNABLE, *SMALL, *BRIEF, "--json", program=MODULE)
+    said = start("rehearse", UNABLE, *SMALL, *BRIEF, "--json")
     assert (said.code, said.err) == (1, "")
     document = said.document
     (attempt,) = document["attempts"]
@@ -232,10 +232,10 @@ async def marked_daemons(mark: str, rehearsal: int) -> set[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 async def test_no_daemon_outlives_its_rehearsal(number: signal.Signals, mark: str) -> None:
-    async with running("rehearse", EXAMPLE, *VERY_SLOW) as rehearsal:
+    async with running("rehearse", EXAMPLE, *VERY_SLOW, executed=True) as rehearsal:
         await rehearsal.says("source: phase ram")
         daemons = await marked_daemons(mark, rehearsal.process.pid)
-        assert len(daemons) == 2
+        assert len(daemons) == 3, "both, and the one that has forked them"
         rehearsal.process.send_signal(number)
         code = await rehearsal.process.wait()
         if number is signal.SIGINT:

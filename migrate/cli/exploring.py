@@ -17,8 +17,8 @@ from migrate.cli.migrating import born, plan_for_real
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
+from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
-from migrate.daemon.lives import InterpreterLauncher
 from migrate.daemon.run import ExitCode, leaf_of
 from migrate.daemon.supervisor import NotStarted
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
@@ -303,9 +303,9 @@ def replay_real(plan_file: Path, spec_file: Path, *, fence: bool, pace: float, v
     )
     tried: RealTried | None = None
     complaint = ""
-    with TemporaryDirectory(prefix="migrate-") as directory:
+    with TemporaryDirectory(prefix="migrate-") as directory, forking() as launching:
         try:
-            played = trio.run(world.play, plan, Path(directory), InterpreterLauncher)
+            played = trio.run(world.play, plan, Path(directory), launching)
             tried = played.judged()
         except* NotStarted as group:
             complaint = str(leaf_of(group)).removeprefix("migrate: ")

@@ -22,10 +22,10 @@ from migrate.cli.reporting import Report, Trace, leave, leave_migration, rehears
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
+from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
 from migrate.daemon.guests import MEMORY_MB_MAX
-from migrate.daemon.lives import InterpreterLauncher
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
@@ -370,7 +370,7 @@ def rehearse(
     told: list[Event] = []
     result: RehearsalResult | None = None
     code = ExitCode.DONE
-    with TemporaryDirectory(prefix="migrate-") as directory:
+    with TemporaryDirectory(prefix="migrate-") as directory, forking() as launching:
         places = RehearsalPlaces.below(Path(directory), storage, wire, state_dir)
         secured: dict[str, list[str]] = throw_away(Path(directory) / "certificates") if tls else {}
 
@@ -398,7 +398,7 @@ def rehearse(
         try:
             with live_progress(quiet=json) as watch:
                 if plan is None:
-                    result = trio.run(run_rehearsal, options, noting(told, watch))
+                    result = trio.run(run_rehearsal, options, noting(told, watch), launching)
                 else:
                     world = RealWorld(
                         spec=machine,
@@ -414,7 +414,7 @@ def rehearse(
                         after_s=after_s,
                         watch=noting(told, watch),
                     )
-                    played = trio.run(world.play, plan, Path(directory), InterpreterLauncher)
+                    played = trio.run(world.play, plan, Path(directory), launching)
                     result = judge_faulty_rehearsal(options, played)
         except* DaemonDied as group:
             code = _tell_death(group)

@@ -2,25 +2,21 @@
 
 A node may have several lives, one after the other, over one state directory.  A life is judged by its events and by how
 it ended, so it keeps all of them, with the host's monotonic clock as the one axis for both sides.
-
-Who makes processes of command lines is a `Launcher`: the ordinary one starts an interpreter; tests have one that is
-faster.
 """
 
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import attrs
 import trio
 
-from migrate.daemon.pair import lines_of
+from migrate.daemon.launching import Launcher, lines_of
 from migrate.protocol.messages import Role
 
 Event = dict[str, Any]
@@ -36,51 +32,6 @@ def side_of(role: Role) -> Side:
 
 def other(side: Side) -> Side:
     return "target" if side == "source" else "source"
-
-
-@attrs.frozen
-class Born:
-    """A new process; whoever gets it closes `pidfd`."""
-
-    pid: int
-    pidfd: int
-
-
-class Launcher(Protocol):
-    """Makes processes that carry out command lines of ours."""
-
-    async def launch(
-        self, arguments: Sequence[str], descriptors: Sequence[int], note_status: Callable[[int], None]
-    ) -> Born:
-        """A process with these arguments and standard input, output and error.
-
-        `note_status` is told, as by waitpid(2), whenever it stops, goes on, or ends; not before this has returned.
-        """
-
-
-@attrs.define(eq=False)
-class InterpreterLauncher:
-    """Starts `python -m migrate`."""
-
-    nursery: trio.Nursery
-
-    async def launch(
-        self, arguments: Sequence[str], descriptors: Sequence[int], note_status: Callable[[int], None]
-    ) -> Born:
-        stdin, stdout, stderr = descriptors
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "migrate", *arguments],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        self.nursery.start_soon(self._wait, process, note_status)
-        return Born(process.pid, os.pidfd_open(process.pid))
-
-    async def _wait(self, process: trio.Process, note_status: Callable[[int], None]) -> None:
-        code = await process.wait()
-        note_status(-code if code < 0 else code << 8)
 
 
 @attrs.define(eq=False)

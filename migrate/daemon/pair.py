@@ -6,8 +6,6 @@ a line; each ends when its standard input does, so that none outlives this proce
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import attrs
 import trio
 
+from migrate.daemon.launching import Child, InterpreterLauncher, Launcher, Launching, child_of, lines_of
 from migrate.daemon.wire import WireObserver, recorder
 
 Event = dict[str, Any]
@@ -38,12 +37,13 @@ class DaemonProcess:
     """One daemon: its process, and its events so far."""
 
     side: str
-    process: trio.Process
+    process: Child
     watch: Callable[[Event], None]
     events: list[Event] = attrs.field(factory=list)
     complaints: list[str] = attrs.field(factory=list)
     _news: trio.Condition = attrs.field(factory=trio.Condition)
     _silent: bool = False
+    _uncomplaining: bool = False
 
     async def until(self, *names: str) -> Event | None:
         """The first event of one of these names, or None if the process ends without one."""
@@ -68,8 +68,13 @@ class DaemonProcess:
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
 
+    async def silence(self) -> None:
+        """Return when all that it said has been heard."""
+        async with self._news:
+            while not (self._silent and self._uncomplaining):
+                await self._news.wait()
+
     async def read_events(self) -> None:
-        assert self.process.stdout is not None
         async for line in lines_of(self.process.stdout):
             event = json.loads(line)
             async with self._news:
@@ -81,45 +86,38 @@ class DaemonProcess:
             self._news.notify_all()
 
     async def read_complaints(self) -> None:
-        assert self.process.stderr is not None
         async for line in lines_of(self.process.stderr):
             self.complaints.append(line.decode(errors="replace"))
-
-
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
-    """Whole lines, without their ends; a last one without an end is left out."""
-    rest = b""
-    async for chunk in stream:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
+        async with self._news:
+            self._uncomplaining = True
+            self._news.notify_all()
 
 
 @asynccontextmanager
-async def daemon(side: str, arguments: Sequence[str], watch: Callable[[Event], None]) -> AsyncIterator[DaemonProcess]:
+async def daemon(
+    side: str, arguments: Sequence[str], watch: Callable[[Event], None], launcher: Launcher | None = None
+) -> AsyncIterator[DaemonProcess]:
     """A daemon process; on leaving the block it is told to end, and killed if it does not."""
-    command = [sys.executable, "-m", "migrate", side, *arguments, "--events", "-", "--attached"]
     async with trio.open_nursery() as nursery:
-        process = await trio.lowlevel.open_process(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for us to pass on
-        )
-        child = DaemonProcess(side, process, watch)
-        nursery.start_soon(child.read_events)
-        nursery.start_soon(child.read_complaints)
-        try:
-            yield child
-        finally:
-            child.ask_to_end()
-            with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
-                await process.wait()
-            if patience.cancelled_caught:
-                process.kill()
-                with trio.CancelScope(shield=True):
+        async with child_of(
+            launcher or InterpreterLauncher(nursery), [side, *arguments, "--events", "-", "--attached"]
+        ) as process:
+            child = DaemonProcess(side, process, watch)
+            nursery.start_soon(child.read_events)
+            nursery.start_soon(child.read_complaints)
+            try:
+                yield child
+            finally:
+                child.ask_to_end()
+                with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
                     await process.wait()
+                if patience.cancelled_caught:
+                    process.kill()
+                    with trio.CancelScope(shield=True):
+                        await process.wait()
+                with trio.CancelScope(shield=True):
+                    await child.silence()
+        nursery.cancel_scope.cancel()
 
 
 @attrs.frozen(kw_only=True)
@@ -145,15 +143,19 @@ class PairResult:
     exit_codes: dict[str, int]
 
 
-async def run_pair(options: PairOptions, watch: Callable[[Event], None]) -> PairResult:
+async def run_pair(
+    options: PairOptions, watch: Callable[[Event], None], launching: Launching = InterpreterLauncher
+) -> PairResult:
     """Start both, let them migrate, let the guest run on for a moment, end both.
 
     Raises:
         DaemonDied: a daemon ended before it had told how the attempt ended.
         WireError: there can be no network at that path.
     """
-    async with network(options.wire, options.wire_record):
-        return await _run_pair(options, watch)
+    async with network(options.wire, options.wire_record), trio.open_nursery() as nursery:
+        result = await _run_pair(options, watch, launching(nursery))
+        nursery.cancel_scope.cancel()
+    return result
 
 
 @asynccontextmanager
@@ -169,14 +171,14 @@ async def network(path: Path | None, record: Path | None) -> AsyncIterator[None]
             nursery.cancel_scope.cancel()
 
 
-async def _run_pair(options: PairOptions, watch: Callable[[Event], None]) -> PairResult:
-    async with daemon("source", options.source_arguments, watch) as source:
+async def _run_pair(options: PairOptions, watch: Callable[[Event], None], launcher: Launcher) -> PairResult:
+    async with daemon("source", options.source_arguments, watch, launcher) as source:
         with trio.move_on_after(PROCESS_PATIENCE_S):
             listening = await source.until("listening")
         if source.last("listening") is None:
             raise await died(source)
         assert listening is not None
-        async with daemon("target", (listening["address"], *options.target_arguments), watch) as target:
+        async with daemon("target", (listening["address"], *options.target_arguments), watch, launcher) as target:
             arrived = await target.until("image")
             if arrived is None and not target.all("attempt ended"):
                 raise await died(target)

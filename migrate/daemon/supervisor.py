@@ -23,8 +23,8 @@ import trio
 
 from migrate.daemon.address import Address
 from migrate.daemon.failpoints import DATAGRAM_MAX
-from migrate.daemon.lives import SIDES, Event, Launcher, Life, Side, begin_life, other
-from migrate.daemon.pair import lines_of
+from migrate.daemon.launching import Launcher, lines_of
+from migrate.daemon.lives import SIDES, Event, Life, Side, begin_life, other
 from migrate.daemon.proxy import Proxy, Tap
 from migrate.daemon.state import MachineState, StateDirectory, StateError
 from migrate.daemon.wire import WireError, WireObserver, WireRecord, read_records, sender_of

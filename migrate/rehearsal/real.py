@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import attrs
 
-from migrate.daemon.lives import SIDES, Event, Launcher, Life, Side
+from migrate.daemon.launching import Launcher
+from migrate.daemon.lives import SIDES, Event, Life, Side
 from migrate.daemon.pair import PairResult
 from migrate.daemon.supervisor import Daemons, Stuck, Supervisor, supervising
 from migrate.engine.handoff import Holding

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import attrs
 
+from migrate.daemon.launching import Launching
 from migrate.daemon.pair import Event, PairOptions, run_pair
 from migrate.faults.words import fault_words
 from migrate.rehearsal.audit import AuditResult, Evidence, audit
@@ -34,9 +35,11 @@ class RehearsalOptions:
     leftovers: Leftovers
 
 
-async def run_rehearsal(options: RehearsalOptions, watch: Callable[[Event], None]) -> RehearsalResult:
+async def run_rehearsal(
+    options: RehearsalOptions, watch: Callable[[Event], None], launching: Launching
+) -> RehearsalResult:
     """Run both daemons to their ends and judge what they told."""
-    pair = await run_pair(options.pair, watch)
+    pair = await run_pair(options.pair, watch, launching)
     evidence = Evidence(
         pair=pair,
         expected_spec=expected_digest(options.spec, options.replacements),
