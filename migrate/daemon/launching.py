@@ -11,10 +11,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 import trio
+
+MESSAGE_BYTES_MAX: Final = 4096
 
 
 @attrs.frozen
@@ -43,7 +45,7 @@ Launching = Callable[[trio.Nursery], Launcher]
 
 @attrs.define(eq=False)
 class InterpreterLauncher:
-    """Starts `python -m migrate`."""
+    """Starts `python -m migrate`.  `nursery` lasts as long as what it has started, whoever cancels it."""
 
     nursery: trio.Nursery
 
@@ -56,55 +58,74 @@ class InterpreterLauncher:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is for us to pass on
         )
         self.nursery.start_soon(self._wait, process, note_status)
         return Born(process.pid, os.pidfd_open(process.pid))
 
     async def _wait(self, process: trio.Process, note_status: Callable[[int], None]) -> None:
-        code = await process.wait()
+        with trio.CancelScope(shield=True):
+            code = await process.wait()
         note_status(-code if code < 0 else code << 8)
 
 
 @attrs.define(eq=False)
 class ForkLauncher:
-    """Has a zygote fork (`migrate.cli.zygote`), which is asked over a socket; it is listened to in `nursery`."""
+    """Has a zygote fork (`migrate.cli.zygote`), which is asked over a socket.
+
+    It is listened to in `nursery`, which lasts as long as what was forked, whoever cancels it: whoever ends a process
+    waits to hear that it has ended.
+    """
 
     nursery: trio.Nursery
     asked: socket.socket
     _pids: list[tuple[int, int]] = attrs.field(factory=list)
     _notes: dict[int, Callable[[int], None]] = attrs.field(factory=dict)
     _early: dict[int, list[int]] = attrs.field(factory=dict)
+    _living: set[int] = attrs.field(factory=set)
     _news: trio.Event = attrs.field(factory=trio.Event)
     _turn: trio.Lock = attrs.field(factory=trio.Lock)
+    _listening: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
         self.nursery.start_soon(self._listen)
 
+    @trio.lowlevel.enable_ki_protection
     async def _listen(self) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(self.asked)
-            message, descriptors, _, _ = socket.recv_fds(self.asked, 4096, 1)
-            if not message:
-                return
-            told = json.loads(message)
-            pid = told["pid"]
-            if "status" not in told:
-                self._pids.append((pid, descriptors[0]))
-                self._news.set()
-            elif pid in self._notes:
-                self._notes[pid](told["status"])
-            else:
-                self._early.setdefault(pid, []).append(told["status"])
+        with self._listening:
+            while True:
+                await trio.lowlevel.wait_readable(self.asked)
+                message, descriptors, _, _ = socket.recv_fds(self.asked, MESSAGE_BYTES_MAX, 1)
+                if not message:
+                    raise RuntimeError("the process that forks others has ended")
+                told = json.loads(message)
+                if "status" in told:
+                    self._note_status(told["pid"], told["status"])
+                else:
+                    self._pids.append((told["pid"], descriptors[0]))
+                    self._living.add(told["pid"])
+                    self._news.set()
+
+    def _note_status(self, pid: int, status: int) -> None:
+        if not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+            self._living.discard(pid)
+            self._listening.shield = bool(self._living)
+        if pid in self._notes:
+            self._notes[pid](status)
+        else:
+            self._early.setdefault(pid, []).append(status)
 
     async def launch(
         self, arguments: Sequence[str], descriptors: Sequence[int], note_status: Callable[[int], None]
     ) -> Born:
-        async with self._turn:
-            self._news = trio.Event()
-            socket.send_fds(self.asked, [json.dumps({"arguments": list(arguments)}).encode()], list(descriptors))
-            await self._news.wait()
-            pid, pidfd = self._pids.pop()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):  # it takes a moment, and a process that nobody knows of cannot be ended
+            async with self._turn:
+                self._news = trio.Event()
+                self._listening.shield = True
+                socket.send_fds(self.asked, [json.dumps({"arguments": list(arguments)}).encode()], list(descriptors))
+                await self._news.wait()
+                pid, pidfd = self._pids.pop()
         self._notes[pid] = note_status
         for status in self._early.pop(pid, ()):
             note_status(status)

@@ -41,22 +41,21 @@ class DaemonProcess:
     watch: Callable[[Event], None]
     events: list[Event] = attrs.field(factory=list)
     complaints: list[str] = attrs.field(factory=list)
-    _news: trio.Condition = attrs.field(factory=trio.Condition)
+    _news: trio.Event = attrs.field(factory=trio.Event)
     _silent: bool = False
     _uncomplaining: bool = False
 
     async def until(self, *names: str) -> Event | None:
         """The first event of one of these names, or None if the process ends without one."""
         seen = 0
-        async with self._news:
-            while True:
-                for event in self.events[seen:]:
-                    if event["event"] in names:
-                        return event
-                seen = len(self.events)
-                if self._silent:
-                    return None
-                await self._news.wait()
+        while True:
+            for event in self.events[seen:]:
+                if event["event"] in names:
+                    return event
+            seen = len(self.events)
+            if self._silent:
+                return None
+            await self._news.wait()
 
     def last(self, name: str) -> Event | None:
         return next((event for event in reversed(self.events) if event["event"] == name), None)
@@ -69,28 +68,31 @@ class DaemonProcess:
             self.process.send_signal(signal.SIGTERM)
 
     async def silence(self) -> None:
-        """Return when all that it said has been heard."""
-        async with self._news:
-            while not (self._silent and self._uncomplaining):
-                await self._news.wait()
+        """Return when all that it said has been heard, or nobody listens any more."""
+        while not (self._silent and self._uncomplaining):
+            await self._news.wait()
 
     async def read_events(self) -> None:
-        async for line in lines_of(self.process.stdout):
-            event = json.loads(line)
-            async with self._news:
-                self.events.append(event)
-                self._news.notify_all()
-            self.watch(event)
-        async with self._news:
+        try:
+            async for line in lines_of(self.process.stdout):
+                self.events.append(json.loads(line))
+                self._tell()
+                self.watch(self.events[-1])
+        finally:
             self._silent = True
-            self._news.notify_all()
+            self._tell()
 
     async def read_complaints(self) -> None:
-        async for line in lines_of(self.process.stderr):
-            self.complaints.append(line.decode(errors="replace"))
-        async with self._news:
+        try:
+            async for line in lines_of(self.process.stderr):
+                self.complaints.append(line.decode(errors="replace"))
+        finally:
             self._uncomplaining = True
-            self._news.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
 
 @asynccontextmanager
