@@ -6,17 +6,21 @@ Single faults, and one of eight other plans, end with another migration, undistu
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import attrs
 import cbor2
 
 from benchmarks.measure import Result, compare
 from migrate.cli.exploring import simulated
 from migrate.faults.campaign import leave_worker, prepare_worker
-from migrate.faults.explore import Experiment, first_faults, pairs_after, random_plan, single_plans
+from migrate.faults.explore import Experiment, Tried, first_faults, random_plan, single_plans
+from migrate.faults.futures import Foresight
+from migrate.faults.pairs import alike, try_alike
 from migrate.faults.plan import Plan
 from migrate.plain import make_converter
 from migrate.protocol.messages import Message
@@ -25,8 +29,40 @@ from migrate.simulation.link import SimulatedLink
 from migrate.specs.files import read_spec_file
 
 SPEC: Final = Path(__file__).parents[1] / "examples" / "web-server.json"
-PLANS: Final = 60
-LIMITS: Final = {"undisturbed": 0.015, "single faults": 0.013, "pairs of faults": 0.013, "random faults": 0.015}
+AT_A_TIME: Final = 60
+TIMES: Final = 7
+BEFORE: Final = 600
+"""Pieces of the work that are done before it is timed."""
+ENOUGH: Final = BEFORE + (1 + TIMES) * AT_A_TIME
+LIMITS: Final = {"undisturbed": 0.015, "single faults": 0.02, "pairs of faults": 0.08, "random faults": 0.015}
+
+
+@attrs.frozen(kw_only=True)
+class Rates(Result):
+    """Of schedules, and of those that were run for them."""
+
+    runs_each: float
+
+    def __str__(self) -> str:
+        runs = self.runs_each * self.amount / self.ours_s
+        return f"{super().__str__()}\n  {runs:,.4g} runs/s: of the schedules {self.runs_each:.1%} are run"
+
+
+@attrs.frozen
+class Work:
+    """Pieces of a campaign, how one is tried, and for how many schedules it stands on the average over all pieces."""
+
+    name: str
+    pieces: Iterator[Any]
+    attempt: Callable[[Any], Iterable[Tried]]
+    runs: Callable[[], int]
+    schedules_each: float = 1.0
+
+    def go_on(self, count: int) -> None:
+        """Try the next pieces."""
+        for _ in range(count):
+            for tried in self.attempt(next(self.pieces)):
+                assert not tried.violations, tried.plan
 
 
 class _Notes(Hooks):
@@ -41,53 +77,57 @@ class _Notes(Hooks):
         return data
 
 
-def results() -> Iterator[Result]:
+def results() -> Iterator[Rates]:
     experiment = Experiment(spec=simulated(read_spec_file(SPEC).spec))
     notes = _Notes()
     with experiment.world(notes) as world:
         world.run()
 
-    def write_and_read() -> None:
-        for _ in range(PLANS):
+    def write_and_read(schedules: int) -> None:
+        for _ in range(schedules):
             for plain in notes.plain:
                 cbor2.loads(cbor2.dumps(plain))
 
     prepare_worker(experiment)
     try:
-        for name, plans in _plans(experiment):
-            yield compare(
-                f"simulation, {name}, on one core",
-                _all_of(experiment, plans),
-                write_and_read,
+        for work in _works(experiment):
+            work.go_on(BEFORE)
+            schedules, runs_before = round(AT_A_TIME * work.schedules_each), work.runs()
+            result = compare(
+                f"simulation, {work.name}, on one core, as a campaign tries them",
+                lambda work=work: work.go_on(AT_A_TIME),  # type: ignore[misc]
+                lambda schedules=schedules: write_and_read(schedules),  # type: ignore[misc]
                 against=f"cbor2 alone, {len(notes.plain)} messages each",
-                limit=LIMITS[name],
-                amount=PLANS,
+                limit=LIMITS[work.name],
+                amount=schedules,
                 unit="schedules",
-                runs=7,
+                runs=TIMES,
                 clock=time.process_time,
             )
+            runs_each = (work.runs() - runs_before) / ((1 + TIMES) * schedules)
+            yield Rates(**attrs.asdict(result), runs_each=runs_each)
     finally:
         leave_worker()
 
 
-def _plans(experiment: Experiment) -> Iterator[tuple[str, Sequence[Plan]]]:
-    random = Random(0)
-    yield "undisturbed", [Plan(faults=())] * PLANS
-    yield "single faults", random.sample(list(single_plans(experiment)), PLANS)
-    firsts = random.sample(first_faults(experiment), PLANS)
-    yield (
-        "pairs of faults",
-        [random.choice(list(pairs_after(experiment, first)) or [Plan(faults=())]) for first in firsts],
-    )
-    yield "random faults", [random_plan(seed) for seed in range(PLANS)]
+def _works(experiment: Experiment) -> Iterator[Work]:
+    begun = [0]
 
+    def whole(plan: Plan) -> list[Tried]:
+        begun[0] += 1
+        return [experiment.run(plan)]
 
-def _all_of(experiment: Experiment, plans: Sequence[Plan]) -> Callable[[], None]:
-    def run() -> None:
-        for plan in plans:
-            assert not experiment.run(plan).violations, plan
-
-    return run
+    yield Work("undisturbed", repeat(Plan(faults=())), whole, lambda: begun[0])
+    plain = Foresight(experiment=experiment)
+    singles = Random(0).sample(list(single_plans(experiment)), ENOUGH)
+    yield Work("single faults", iter(singles), lambda plan: [plain.run(plan)], lambda: plain.runs)
+    found = alike(experiment, first_faults(experiment))
+    mixed, each = Random(0).sample(found, ENOUGH), sum(map(len, found)) / len(found)
+    pairs = Foresight(experiment=experiment)
+    yield Work("pairs of faults", iter(mixed), lambda alike: try_alike(pairs, alike), lambda: pairs.runs, each)
+    counting = Foresight(experiment=experiment, counts=True)
+    random = map(random_plan, range(ENOUGH))
+    yield Work("random faults", random, lambda plan: [counting.run(plan)], lambda: counting.runs)
 
 
 if __name__ == "__main__":

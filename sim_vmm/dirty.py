@@ -187,6 +187,10 @@ class DirtyPages:
         self._sent.clear()
         self._pending.clear()
 
+    def covered_pages(self) -> PageIndices:
+        """All pages that the next attempt would send if this one failed now, or none was under way; for audits."""
+        return np.unique(np.concatenate([pages.pages() for pages in (self._dirty, self._in_flight, self._sent)]))
+
     def dirty_pages(self) -> PageIndices:
         """All dirty pages, ascending, for audits; migrations use `take`."""
         return self._dirty.pages()

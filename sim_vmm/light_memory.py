@@ -133,6 +133,17 @@ class LightMemory(GuestMemory):
         memory._open_bytes = memory_bytes
         return memory
 
+    @property
+    def is_open(self) -> bool:
+        return not self._closed
+
+    @property
+    def sets(self) -> tuple[int, ...]:
+        """Each in one number."""
+        return tuple(
+            pages.bits for pages in (self._sets.dirty, self._sets.pending, self._sets.in_flight, self._sets.sent)
+        )
+
     def read(self, gpa: int, length: int) -> bytes:
         if 0 <= gpa <= gpa + length <= self._open_bytes:
             return bytes(self._view[gpa : gpa + length])
@@ -148,7 +159,7 @@ class LightMemory(GuestMemory):
 
     def data_ranges(self) -> Iterator[range]:
         yield range(KEPT_BYTES)
-        if self._has_content_above():
+        if self.has_content_above():
             above = (range(max(data.start, KEPT_BYTES), data.stop) for data in super().data_ranges())
             yield from (data for data in above if data)
 
@@ -156,7 +167,7 @@ class LightMemory(GuestMemory):
         if self._closed:
             return
         self._open_bytes = 0
-        if self._snapshot is not None or self._has_content_above():
+        if self._snapshot is not None or self.has_content_above():
             super().close()
             return
         self._view[:KEPT_BYTES] = _WIPED
@@ -164,7 +175,7 @@ class LightMemory(GuestMemory):
         self._closed = True
         _free[self.page_count * PAGE_SIZE].append(self)
 
-    def _has_content_above(self) -> bool:
+    def has_content_above(self) -> bool:
         """Whether anybody has ever written there, by whatever way."""
         return not self.is_hole(KEPT_BYTES, self.page_count * PAGE_SIZE)
 

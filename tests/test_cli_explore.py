@@ -21,7 +21,7 @@ def test_random_plans_are_explored_and_the_campaign_is_kept(capsys: Capsys, tmp_
     arguments = ("explore", EXAMPLE, "--random", "20", "--workers", "1", "--campaign", file, "--json")
     said = call(capsys, *arguments, "--out", tmp_path / "out")
     assert said.code == 0
-    assert set(said.document) == {"schedules", "per_second", "outcomes", "violations"}
+    assert set(said.document) == {"schedules", "runs", "checked", "per_second", "outcomes", "violations"}
     assert (said.document["schedules"], said.document["violations"]) == (20, [])
     assert sum(said.document["outcomes"].values()) == 20
     assert "1 of 1 parts, 20 schedules" in said.complaint

@@ -99,6 +99,8 @@ def explore(
     left = _leave_plans(work.violations, out, spec, fence)
     document = {
         "schedules": work.schedules,
+        "runs": work.runs,
+        "checked": work.checked,
         "per_second": round((work.schedules - done_before) / elapsed_s, 1),
         "outcomes": dict(sorted(work.outcomes.items())),
         "violations": [{"plan": str(path), "check": found.check, "message": found.message} for found, path in left],
@@ -229,6 +231,10 @@ def _leave_plans(violations: list[Found], out: Path, spec: Path, fence: bool) ->
 
 def _print(document: dict[str, Any]) -> None:
     print_line(f"{document['schedules']:,} schedules, {document['per_second']:,.0f} a second")
+    print_line(
+        f"{document['runs']:,} were run, the others are known to come to the same; {document['checked']:,} of all were "
+        "held against a run of their own"
+    )
     print_table(("outcome", "schedules "), [(name, f"{count:,}") for name, count in document["outcomes"].items()])
     print_line(f"{len(document['violations'])} violations")
     for violation in document["violations"]:

@@ -1,6 +1,6 @@
 """A campaign: very many plans, over all cores, that can be stopped and gone on with.
 
-The work is cut into chunks in a fixed order: some single plans, all pairs that begin with one fault, or some seeds.
+The work is cut into chunks in a fixed order: some single plans, some pairs with all that are alike, or some seeds.
 Each chunk is tried in one go by some process, and results are taken in the order of the chunks, so what has been done
 is a number, which is written into the campaign's file now and then, with the counts and the violations so far.
 """
@@ -19,13 +19,16 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from migrate.faults.explore import Experiment, Tried, first_faults, pairs_after, random_plan, shrink, single_plans
+from migrate.faults.explore import Experiment, Tried, first_faults, random_plan, shrink, single_plans
+from migrate.faults.futures import Foresight
+from migrate.faults.pairs import Pair, alike, try_alike
 from migrate.faults.plan import Plan
 from migrate.faults.tally import Tally
 from migrate.faults.toml import read_plan, write_plan
 from migrate.simulation.remembering import remembering
 
 CHUNK_PLANS: Final = 100
+CHUNK_ALIKE: Final = 25
 IN_FLIGHT: Final = 4
 """Chunks for each worker that are asked for ahead."""
 SHRUNK_MAX: Final = 20
@@ -66,9 +69,11 @@ class Found:
 
 @attrs.frozen(kw_only=True)
 class Chunk:
-    """What came of one piece of the work."""
+    """What came of one piece of the work; `runs` and `checked` as of `Foresight`."""
 
     schedules: int
+    runs: int
+    checked: int
     outcomes: Counter[str]
     violating: tuple[Tried, ...]
     tally: Tally | None = None
@@ -76,11 +81,17 @@ class Chunk:
 
 @attrs.define(kw_only=True)
 class Campaign:
-    """What has been done of an order; a `tally` only if somebody wants to look at it."""
+    """What has been done of an order; a `tally` only if somebody wants to look at it.
+
+    Of the schedules so many were `runs`, and of the others it is known that they come to the same; `checked` have been
+    run once more, whole, and held against what was found.
+    """
 
     order: Order
     chunks_done: int = 0
     schedules: int = 0
+    runs: int = 0
+    checked: int = 0
     outcomes: Counter[str] = attrs.field(factory=Counter)
     violations: list[Found] = attrs.field(factory=list)
     tally: Tally | None = None
@@ -100,6 +111,8 @@ class Campaign:
             self.tally.merge(chunk.tally)
         self.chunks_done += 1
         self.schedules += chunk.schedules
+        self.runs += chunk.runs
+        self.checked += chunk.checked
         self.outcomes.update(chunk.outcomes)
 
     def save(self, path: Path) -> None:
@@ -108,6 +121,8 @@ class Campaign:
             "order": attrs.asdict(self.order),
             "chunks_done": self.chunks_done,
             "schedules": self.schedules,
+            "runs": self.runs,
+            "checked": self.checked,
             "outcomes": dict(sorted(self.outcomes.items())),
             "violations": [found.as_json() for found in self.violations],
             **({} if self.tally is None else {"tally": self.tally.as_json()}),
@@ -136,6 +151,8 @@ class Campaign:
                 order=there,
                 chunks_done=document["chunks_done"],
                 schedules=document["schedules"],
+                runs=document["runs"],
+                checked=document["checked"],
                 outcomes=Counter(document["outcomes"]),
                 violations=violations,
                 tally=Tally.from_json(document["tally"]) if "tally" in document else None,
@@ -154,7 +171,12 @@ _lasting: Final = ExitStack()
 
 
 def prepare_worker(experiment: Experiment) -> None:
-    """Before the first chunk in a process: from here on pure functions remember."""
+    """Before the first chunk in a process: from here on pure functions remember.
+
+    A process that was forked from one that is prepared is so, too.
+    """
+    if _experiments == [experiment]:
+        return
     leave_worker()
     _lasting.enter_context(remembering())
     _experiments.append(experiment)
@@ -171,7 +193,8 @@ def leave_worker() -> None:
     _lasting.close()
     _experiments.clear()
     _singles.cache_clear()
-    _firsts.cache_clear()
+    _alike.cache_clear()
+    _foresight.cache_clear()
 
 
 @cache
@@ -180,21 +203,30 @@ def _singles() -> list[Plan]:
 
 
 @cache
-def _firsts() -> list[Any]:
-    return first_faults(_experiments[0])
+def _alike() -> list[list[Pair]]:
+    found = alike(_experiments[0], first_faults(_experiments[0]))
+    gc.collect()
+    gc.freeze()
+    return found
 
 
-def plans_of(order: Order, number: int) -> Iterator[Plan]:
-    """The plans of the chunk with that number."""
+@cache
+def _foresight(kind: Kind) -> Foresight:
+    return Foresight(experiment=_experiments[0], counts=kind is Kind.RANDOM)
+
+
+def _tried(order: Order, number: int, foresight: Foresight) -> Iterator[Tried]:
+    """What came of the plans of the chunk with that number."""
     first = number * CHUNK_PLANS
     match order.kind:
         case Kind.SINGLES:
-            yield from _singles()[first : first + CHUNK_PLANS]
+            yield from map(foresight.run, _singles()[first : first + CHUNK_PLANS])
         case Kind.PAIRS:
-            yield from pairs_after(_experiments[0], _firsts()[number])
+            for pairs in _alike()[number * CHUNK_ALIKE : (number + 1) * CHUNK_ALIKE]:
+                yield from try_alike(foresight, pairs)
         case Kind.RANDOM:
             last = min(first + CHUNK_PLANS, order.random)
-            yield from (random_plan(order.seed + index) for index in range(first, last))
+            yield from (foresight.run(random_plan(order.seed + index)) for index in range(first, last))
 
 
 def chunks_of(order: Order) -> int:
@@ -202,7 +234,7 @@ def chunks_of(order: Order) -> int:
         case Kind.SINGLES:
             return -(-len(_singles()) // CHUNK_PLANS)
         case Kind.PAIRS:
-            return len(_firsts())
+            return -(-len(_alike()) // CHUNK_ALIKE)
         case Kind.RANDOM:
             return -(-order.random // CHUNK_PLANS)
 
@@ -213,15 +245,24 @@ def try_chunk(order: Order, number: int, keep_tally: bool = False) -> Chunk:
     outcomes: Counter[str] = Counter()
     violating = []
     schedules = 0
-    for plan in plans_of(order, number):
-        tried = _experiments[0].run(plan)
+    foresight = _foresight(order.kind)
+    foresight.begin(number)
+    runs, checked = foresight.runs, foresight.checks
+    for tried in _tried(order, number, foresight):
         schedules += 1
         outcomes[tried.outcome] += 1
         if tally is not None:
             tally.add(tried)
         if tried.violations:
             violating.append(tried)
-    return Chunk(schedules=schedules, outcomes=outcomes, violating=tuple(violating), tally=tally)
+    return Chunk(
+        schedules=schedules,
+        runs=foresight.runs - runs,
+        checked=foresight.checks - checked,
+        outcomes=outcomes,
+        violating=tuple(violating),
+        tally=tally,
+    )
 
 
 # In charge

@@ -9,11 +9,11 @@ A run is a function of its plan, so a campaign is the list of its plans in a fix
 number.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from itertools import chain
 from random import Random
-from typing import Final
-from zlib import crc32
+from typing import Final, Protocol
 
 import attrs
 
@@ -141,7 +141,6 @@ PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
 )
 
 
-ONCE_MORE_OF: Final = 8
 NO_LIE_BELIEVED: Final = "no lie believed"
 
 
@@ -155,8 +154,13 @@ class Tried:
     fired: int
     violations: tuple[Violation, ...]
     passed: tuple[tuple[Key, int], ...] = ()
-    said_before: frozenset[tuple[Key, int]] = frozenset()
+    said_before: Mapping[tuple[Key, int], bytes] = attrs.field(factory=dict)
     reasons: tuple[str, ...] = ()
+
+    @property
+    def came(self) -> tuple[object, ...]:
+        """All that came of it, but for what was noted on the way."""
+        return self.owner, self.published, self.reasons, self.fired, self.violations
 
     @property
     def outcome(self) -> str:
@@ -186,22 +190,38 @@ class Experiment:
     def run(self, plan: Plan, *, noting: bool = False) -> Tried:
         """With `noting`, also what passed after the last fault."""
         injector = Injector(plan, passed=[] if noting else None)
-        with self.world(injector, once_more=moves_once_more(plan)) as world:
+        with self.world(injector, once_more=True) as world:
             result = world.run()
-        return Tried(
-            plan=plan,
-            owner=result.owner,
-            published=result.published,
-            fired=len(injector.fired),
-            violations=(*result.violations, *_believed(injector.fired, result.published)),
-            passed=tuple(injector.passed or ()),
-            said_before=frozenset(injector.said_before),
-            reasons=result.reasons,
-        )
+        return tried_of(plan, injector, result, result.violations)
 
     def trace(self, plan: Plan) -> tuple[str, ...]:
-        with self.world(Injector(plan), once_more=moves_once_more(plan), traced=True) as world:
+        with self.world(Injector(plan), once_more=True, traced=True) as world:
             return world.run().trace
+
+
+class Came(Protocol):
+    """What came of a run, whole or foreseen."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def published(self) -> tuple[str, ...]: ...
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+
+
+def tried_of(plan: Plan, injector: Injector, came: Came, violations: tuple[Violation, ...] = ()) -> Tried:
+    """What came of a plan whose faults `injector` made happen."""
+    return Tried(
+        plan=plan,
+        owner=came.owner,
+        published=came.published,
+        fired=len(injector.fired),
+        violations=(*violations, *_believed(injector.fired, came.published)),
+        passed=tuple(injector.passed or ()),
+        said_before=dict(injector.said_before),
+        reasons=came.reasons,
+    )
 
 
 def _believed(fired: list[Fault], published: tuple[str, ...]) -> Iterator[Violation]:
@@ -210,11 +230,6 @@ def _believed(fired: list[Fault], published: tuple[str, ...]) -> Iterator[Violat
         case [Fault(when=AtMessage(message=message), do=Lie(what=what))] if message != "Released":
             if all(word.endswith("migrated") for word in published):
                 yield Violation(NO_LIE_BELIEVED, f"nobody complains of {what} in the place of {message}")
-
-
-def moves_once_more(plan: Plan) -> bool:
-    """Whether the machine is migrated once more in the end: always after one fault, else of eight plans with one."""
-    return len(plan.faults) < 2 or crc32(repr(plan.faults).encode()) % ONCE_MORE_OF == 0
 
 
 # Which plans there are
@@ -252,7 +267,8 @@ def _lies_at(trigger: AtMessage) -> Iterator[Action]:
                 yield Lie(what=what, way=way)
 
 
-def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
+@cache
+def pair_faults_at(key: Key, number: int) -> tuple[Fault, ...]:
     """The faults that pairs are made of: at what is said, received and written."""
     trigger = trigger_of(key, number)
     match trigger:
@@ -264,8 +280,7 @@ def pair_faults_at(key: Key, number: int) -> Iterator[Fault]:
             actions = (*PAIR_DISK_ACTIONS, *STORAGE_ACTIONS[::2])
         case _:
             actions = ()
-    for action in actions:
-        yield Fault(when=trigger, do=action)
+    return tuple(Fault(when=trigger, do=action) for action in actions)
 
 
 def single_plans(experiment: Experiment) -> Iterator[Plan]:
@@ -282,13 +297,17 @@ def first_faults(experiment: Experiment) -> list[Fault]:
 
 
 def pairs_after(experiment: Experiment, first: Fault) -> Iterator[Plan]:
-    """All pairs that begin with this fault: the second strikes at something that passes after it."""
-    tried = experiment.run(Plan(faults=(first,)), noting=True)
+    """All pairs that begin with this fault."""
+    for second in seconds_after(experiment.run(Plan(faults=(first,)), noting=True)):
+        yield Plan(faults=(first, second))
+
+
+def seconds_after(tried: Tried) -> Iterator[Fault]:
+    """The second faults of all pairs that begin with the one that was tried: they strike what passes after it."""
     for key, number in tried.passed:
-        for second in pair_faults_at(key, number):
-            yield Plan(faults=(first, second))
+        yield from pair_faults_at(key, number)
         if (key, number) in tried.said_before:
-            yield Plan(faults=(first, Fault(when=trigger_of(key, number), do=Replay())))
+            yield Fault(when=trigger_of(key, number), do=Replay())
 
 
 def random_plan(seed: int) -> Plan:

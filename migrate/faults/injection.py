@@ -5,7 +5,7 @@ faults that it does not have, and the same counters say afterwards at which trig
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import get_args
 
@@ -117,18 +117,20 @@ class Injector(Hooks):
     """Once all is well again, nothing strikes any more.
 
     `fired` are the faults that have struck; `on_strike` is told of each when it does; `passed`, if it is a list, gets
-    what passes after the last of them, and `said_before` which messages among that had been said on an older
-    connection, so that one could be replayed.
+    what passes after the last of them, and `said_before` what, of messages among that, had been said on an older
+    connection last, so that it could be replayed.  `on_rest` is told whenever every task waits; with `counts_all`,
+    everything that passes is counted, waited for or not.
     """
 
     plan: Plan
     fired: list[Fault] = attrs.field(factory=list)
     on_strike: Callable[[Fault], None] | None = None
+    on_rest: Callable[[World], None] | None = None
+    counts_all: bool = False
     passed: list[tuple[Key, int]] | None = None
-    said_before: set[tuple[Key, int]] = attrs.field(factory=set)
+    said_before: dict[tuple[Key, int], bytes] = attrs.field(factory=dict)
     _counts: Counter[Key] = attrs.field(factory=Counter)
     _waiting: dict[Key, list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
-    _bytes: Counter[str] = attrs.field(factory=Counter)
     _awaited: set[str] = attrs.field(factory=set)
     _sees_all: bool = False
     _failures: Counter[type[Action]] = attrs.field(factory=Counter)
@@ -143,7 +145,7 @@ class Injector(Hooks):
             self._waiting[key].append((number, fault))
             self._awaited |= _names_in(key)
         self._records = self.passed is not None or any(isinstance(fault.do, Replay) for fault in self.plan.faults)
-        self._sees_all = self._records or any(key[0] == "byte" for key in self._waiting)
+        self._sees_all = self._records or self.counts_all or any(key[0] == "byte" for key in self._waiting)
 
     # What passes
 
@@ -165,7 +167,7 @@ class Injector(Hooks):
             data = self._strike_message(fault, link, key, message, data)
         if self._records:
             self._record(key, link.connection.number, data)
-        if ("byte", side) in self._waiting:
+        if self.counts_all or ("byte", side) in self._waiting:
             data = self._count_bytes(link, data)
         return data
 
@@ -204,6 +206,39 @@ class Injector(Hooks):
             self._failures[kind] -= 1
             raise InjectedFailure("com1", direction, 1, 1)
 
+    # What there is to say of it between two things that pass
+
+    def at_rest(self, world: World) -> None:
+        if self.on_rest is not None:
+            self.on_rest(world)
+
+    def residue(self) -> tuple[object, ...]:
+        """What the faults that have struck still do, beside what they have made of the world."""
+        assert self._world is not None, "the run has begun"
+        failures = (
+            {} if self._world.is_calm else {kind.__name__: times for kind, times in self._failures.items() if times}
+        )
+        return sorted(failures.items()), sorted(self._hung)
+
+    def counted(self) -> dict[Key, int]:
+        """How often what has passed."""
+        return dict(self._counts)
+
+    def waits_for_a_time(self) -> bool:
+        return any(fault not in self.fired for _, fault in self._waiting.get(("time",), ()))
+
+    def could_strike(self, passing: Mapping[Key, int]) -> bool:
+        """Whether a fault is still waited for by what is going to pass so often; one that waits for a time has a timer.
+
+        Rounds are counted over all attempts, so how many there will be cannot be told from where a run is.
+        """
+        for key, waiting in self._waiting.items():
+            passed = self._counts[key]
+            until = 1 << 62 if key == ("round",) else passed + passing.get(key, 0)
+            if any(passed < number <= until for number, _ in waiting):
+                return True
+        return False
+
     # When something strikes
 
     def _due(self, key: Key) -> list[Fault]:
@@ -226,9 +261,12 @@ class Injector(Hooks):
         return lambda: None if world.is_calm else self._strike(world, fault, None)
 
     def _count_bytes(self, link: SimulatedLink, data: bytes) -> bytes:
-        before = self._bytes[link.side]
-        self._bytes[link.side] += len(data)
-        for at, fault in () if link.life.world.is_calm else self._waiting[("byte", link.side)]:
+        if link.life.world.is_calm:
+            return data
+        key = ("byte", link.side)
+        before = self._counts[key]
+        self._counts[key] += len(data)
+        for at, fault in self._waiting.get(key, ()):
             if before < at <= before + len(data):
                 data = self._strike_data(fault, link, data, at - before - 1)
         return data
@@ -237,7 +275,8 @@ class Injector(Hooks):
         """What has been said, by connection; the injection of a `Replay` looks there."""
         said = self._said[key]
         if said and said[0][0] < connection and self._world is not None and not self._world.is_calm:
-            self.said_before.add((key, self._counts[key]))
+            older = [earlier for number, earlier in said if number < connection]
+            self.said_before[key, self._counts[key]] = older[-1]
         said.append((connection, data.removeprefix(PREFACE)))
 
     def _strike_message(self, fault: Fault, link: SimulatedLink, key: Key, message: Message, data: bytes) -> bytes:
@@ -301,11 +340,11 @@ class Injector(Hooks):
                 self._hung.discard(node.name)
                 world.kill(node, power=isinstance(action, PowerLoss))
                 if restart_s is not None:
-                    scheduler.at(scheduler.now_ns + round(restart_s * NS_PER_S), lambda: world.restart(node))
+                    scheduler.at(scheduler.tick_after(round(restart_s * NS_PER_S)), lambda: world.restart(node))
             case Freeze(side=side, for_s=for_s):
                 name = world.node(side).name
                 scheduler.freeze(name)
-                scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: self._thaw(world, name))
+                scheduler.at(scheduler.tick_after(round(for_s * NS_PER_S)), lambda: self._thaw(world, name))
             case Hang(side=side):
                 name = world.node(side).name
                 self._hung.add(name)
@@ -322,7 +361,7 @@ class Injector(Hooks):
                 if world.storage is not None:
                     out, name = world.storage.unreachable, world.node(side).name
                     out.add(name)
-                    scheduler.at(scheduler.now_ns + round(for_s * NS_PER_S), lambda: out.discard(name))
+                    scheduler.at(scheduler.tick_after(round(for_s * NS_PER_S)), lambda: out.discard(name))
             case _:
                 return False
         return True

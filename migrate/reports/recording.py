@@ -12,7 +12,7 @@ import attrs
 from migrate.daemon.outcome import AttemptOutcome
 from migrate.engine.attempt import Attempt as EngineAttempt
 from migrate.errors import MigrationError
-from migrate.faults.explore import Experiment, moves_once_more
+from migrate.faults.explore import Experiment
 from migrate.faults.injection import Injector
 from migrate.faults.plan import Fault, Plan
 from migrate.faults.words import fault_words, side_of
@@ -40,7 +40,7 @@ class Recorded:
 def record(experiment: Experiment, plan: Plan) -> Recorded:
     """Run `plan`, and note all that happens; the one more migration in the end only if that violates an audit."""
     recorded = _record(experiment, plan, once_more=False)
-    if moves_once_more(plan) and not recorded.result.violations:
+    if not recorded.result.violations:
         whole = _record(experiment, plan, once_more=True)
         return whole if whole.result.violations else recorded
     return recorded

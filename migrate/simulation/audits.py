@@ -35,6 +35,7 @@ from migrate.protocol.messages import Role
 from migrate.simulation.machines import USED_BYTES, Facts, content_pages, lost_of_ledger, note_run, run_number
 from migrate.simulation.scheduler import NS_PER_S
 from sim_vmm.clock import DEFAULT_GUEST_FREQ
+from sim_vmm.dirty import DirtyPages
 from sim_vmm.fence import Title
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
@@ -132,12 +133,16 @@ class Audits:
     violations: list[Violation] = attrs.field(factory=list)
     runs: int = 0
     steps: int = 0
-    cold_starts: int = 0
     published: list[str] = attrs.field(factory=list)
     reasons: list[str] = attrs.field(factory=list)
     _running: dict[str, Machine] = attrs.field(factory=dict)
     _last: Facts | None = None
     _last_clocks: Clocks | None = None
+
+    @property
+    def remembered(self) -> tuple[object, ...]:
+        """What they compare the next start and stop with."""
+        return self._running, self._last, self._last_clocks
 
     def violate(self, check: str, message: str) -> None:
         self.violations.append(Violation(check, message))
@@ -152,8 +157,8 @@ class Audits:
         if from_image:
             self._check_image(node, machine)
         else:
-            self.cold_starts += 1
             self.steps = 0
+        self._last = self._last_clocks = None
         self.runs += 1
         note_run(machine, self.runs)
         self._running[node] = machine
@@ -184,6 +189,14 @@ class Audits:
         """Which node runs the machine, if exactly one does."""
         running = [name for name, machine in self._running.items() if machine.state is MachineState.RUNNING]
         return running[0] if len(running) == 1 else None
+
+    def before_it_goes_on(self, node: str, machine: Machine) -> None:
+        """A guest that was left alone for a while is about to go on, and to write over what may have been forgotten."""
+        dirty = machine.memory.dirty
+        if self._running.get(node) is machine and isinstance(dirty, DirtyPages):
+            missing = sorted(set(content_pages(machine.memory)) - set(dirty.covered_pages().tolist()))
+            if missing:
+                self.violate(NOTHING_FORGOTTEN, f"{node} runs a machine that would not send pages {missing}")
 
     def stopped(self, node: str, machine: Machine) -> None:
         """It executes no more, or its process is dead."""

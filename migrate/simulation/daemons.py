@@ -171,7 +171,7 @@ class SourceDaemon:
     async def _reclaim(self) -> None:
         """Again and again while a handoff is in doubt: wait for the target, then ask the fence."""
         while self.life.journal.record.holding is Holding.COMMITTED:
-            await self.life.sleep(RECLAIM_AFTER_S)
+            await self.life.pause(RECLAIM_AFTER_S)
             if self._busy or self.life.journal.record.holding is not Holding.COMMITTED:
                 continue
             self._busy = True
@@ -243,29 +243,28 @@ class TargetDaemon:
         found = await life.fence.read()
         return taken_already(life.journal.record, found, node=life.node.name, machine=birth.vm_id)
 
-    async def _attempts(self) -> Arrived | None:
+    async def _attempts(self) -> None:
         for number in range(1 + self.life.world.retries):
             if number:
-                await self.life.sleep(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
-            arrived, error = await self._attempt()
-            if arrived is not None or isinstance(error, Refused | HandoffInDoubt):
-                return arrived
-        return None
+                await self.life.pause(min(FIRST_PAUSE_S * 2**number, PAUSE_MAX_S))
+            if await self._attempt():
+                return
 
-    async def _attempt(self) -> tuple[Arrived | None, MigrationError | None]:
+    async def _attempt(self) -> bool:
+        """Whether another one is of no use: it has succeeded, or its error is not one that passes."""
         life, attempt = self.life, Attempt(side=Role.TARGET, clock=self.life)
         try:
-            arrived = await self._connected(lambda ports: run_target(ports, self.settings, attempt))
+            await self._connected(lambda ports: run_target(ports, self.settings, attempt))
         except ImageHeld as held:
             return await self._conclude(attempt, held)
         except MigrationError as failure:
             life.world.note_outcome(life, attempt, failure)
-            return None, failure
+            return isinstance(failure, Refused | HandoffInDoubt)
         life.world.note_outcome(life, attempt, None)
-        return arrived, None
+        return True
 
-    async def _conclude(self, attempt: Attempt, held: ImageHeld) -> tuple[Arrived | None, MigrationError | None]:
-        """Ask until it is known what becomes of an image."""
+    async def _conclude(self, attempt: Attempt, held: ImageHeld) -> bool:
+        """Ask until it is known what becomes of an image; as `_attempt`."""
         life = self.life
         error: MigrationError | None = None
         arrived: Arrived | None = None
@@ -275,7 +274,7 @@ class TargetDaemon:
         except MigrationError as failure:  # it was declined, or nobody can say
             error = failure
         life.world.note_outcome(life, attempt, error)
-        return arrived, error
+        return arrived is not None or isinstance(error, Refused | HandoffInDoubt)
 
     async def _ask_once(self, held: ImageHeld, attempt: Attempt) -> Arrived | None:
         """First of the fence, which may know, then of the source."""
@@ -305,6 +304,7 @@ class TargetDaemon:
         """Raises MigrationError that asking again would not change."""
         pause_s = FIRST_PAUSE_S
         scheduler = self.life.world.scheduler
+        await self.life.pause(0.0)
         while until_ns is None or scheduler.now_ns < until_ns:
             try:
                 return await ask()
@@ -312,7 +312,7 @@ class TargetDaemon:
                 raise
             except MigrationError as error:
                 self.life.tell("still in doubt", message=error)
-                await self.life.sleep(pause_s)
+                await self.life.pause(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
         return None
 

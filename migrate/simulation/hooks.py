@@ -52,6 +52,9 @@ class Hooks:
     def importing(self, life: "Life") -> None:
         """Device state is about to be imported."""
 
+    def at_rest(self, world: "World") -> None:
+        """Every task waits: somebody is about to be connected, or all is well again from here on."""
+
     # Where nothing strikes: of these, but for the first, only a traced world tells
 
     def hears_failure(self, link: "SimulatedLink", failure: Failure) -> None:

@@ -221,20 +221,20 @@ class Network:
     scheduler: Scheduler
     speed: Speed
     connections: list[Connection] = attrs.field(factory=list)
-    _cut_until_ns: int = 0
+    cut_until_ns: int = 0
 
     def connect(self) -> Connection:
         """Raises TransportLost."""
-        if self.scheduler.now_ns < self._cut_until_ns:
+        if self.scheduler.now_ns < self.cut_until_ns:
             raise TransportLost("no route to the source")
         pipes = {role: Pipe(self.scheduler, self.speed) for role in Role}
         self.connections.append(Connection(len(self.connections), pipes))
         return self.connections[-1]
 
     def cut(self, ns: int) -> None:
-        self._cut_until_ns = max(self._cut_until_ns, self.scheduler.now_ns + ns)
+        self.cut_until_ns = max(self.cut_until_ns, self.scheduler.now_ns + ns)
         for connection in self.connections:
             connection.hold(ns)
 
     def heal(self) -> None:
-        self._cut_until_ns = 0
+        self.cut_until_ns = 0

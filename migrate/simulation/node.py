@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BUSY_STEPS: Final = 16
 """So many that both rounds have pages that were dirtied meanwhile, and the last one has some as well."""
 STEPS_AT_ONCE: Final = 2
+ROUND_STEPS: Final = 32
 CALM_STEP_NS: Final = 2_000_000
 WALL_NS: Final = 1_700_000_000 * NS_PER_S
 
@@ -137,6 +138,13 @@ class Life:
         if self.machine is not None and self.machine.state is MachineState.RUNNING:
             self.world.audits.stopped(self.node.name, self.machine)
 
+    def let_go(self) -> None:
+        """The machine is somebody else's, and nobody asks for it here any more."""
+        if self.machine is not None and self.machine.state is not MachineState.STOPPED:
+            self.forget_running()
+            self.machine.stop()
+        self.machine = self.guest = None
+
     # The clock and the observer
 
     def monotonic_ns(self) -> int:
@@ -145,6 +153,12 @@ class Life:
     async def sleep(self, seconds: float) -> None:
         self.check()
         await self.world.scheduler.sleep(round(seconds * NS_PER_S))
+
+    async def pause(self, seconds: float) -> None:
+        """As a daemon does before it tries again: until a tick."""
+        self.check()
+        scheduler = self.world.scheduler
+        await scheduler.sleep(scheduler.tick_after(round(seconds * NS_PER_S)) - scheduler.now_ns)
 
     def tell(self, event: str, **facts: Any) -> None:
         if not self.alive:
@@ -284,6 +298,22 @@ class SimulatedGuest:
         else:
             return
         self._last_step_ns = now
+
+    def step_due_ns(self, now_ns: int) -> int:
+        """When it may take the next of its calm steps, or `now_ns` if that is past."""
+        return max(self._last_step_ns + CALM_STEP_NS, now_ns)
+
+    def catch_up(self) -> None:
+        """Do what a guest has done that nobody looked at for a while: some steps, up to a round number of them."""
+        now, world = self.life.world.scheduler.now_ns, self.life.world
+        if self.machine.state is not MachineState.RUNNING or now - self._last_step_ns < CALM_STEP_NS:
+            return
+        if self._is_asleep(now):
+            return
+        world.audits.before_it_goes_on(self.life.node.name, self.machine)
+        while world.audits.steps % ROUND_STEPS:
+            world.take_step(self.machine)
+        self.busy_steps, self._last_step_ns = 0, now
 
     def _is_asleep(self, now: int) -> bool:
         elapsed_ns, self._asked_ns = now - self._asked_ns, now

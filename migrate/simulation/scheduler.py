@@ -21,6 +21,8 @@ from typing import Any, Final
 import attrs
 
 NS_PER_S: Final = 1_000_000_000
+TICK_NS: Final = 10_000_000
+"""Who waits long wakes on a tick, as with the slack that a kernel gives its timers."""
 
 
 class Killed(BaseException):
@@ -96,6 +98,10 @@ class Scheduler:
         self._numbers += 1
         heapq.heappush(self._timers, (when_ns, self._numbers, arrive, what))
 
+    def tick_after(self, ns: int) -> int:
+        """The first tick that is not before `ns` from now."""
+        return -(-(self.now_ns + ns) // TICK_NS) * TICK_NS
+
     async def sleep(self, ns: int) -> None:
         if not self.pass_until(self.now_ns + ns):
             await Wait(until_ns=self.now_ns + ns)
@@ -152,8 +158,30 @@ class Scheduler:
         """Whose tasks still wait, one name for each."""
         return [owner for owner, tasks in self._tasks.items() for task in tasks if not task.done]
 
+    # For whoever compares worlds
+
+    @property
+    def frozen(self) -> dict[str, list[tuple[Task, bool]]]:
+        return self._frozen
+
+    def ready_in_order(self) -> list[tuple[Task, bool]]:
+        return [(task, signalled) for task, signalled in self._ready if not task.done]
+
+    def timers_in_order(self) -> list[tuple[int, Any, Any]]:
+        """When, and what: a task, or a call and what it is given; only those that are not stale."""
+        timers = sorted((timer for timer in self._timers if not _is_stale(timer)), key=lambda timer: timer[:2])
+        return [(when_ns, what, None if type(what) is Task else given) for when_ns, _, what, given in timers]
+
+    def unfinished_tasks(self) -> list[Task]:
+        return [task for tasks in self._tasks.values() for task in tasks if not task.done]
+
+    # What is done to tasks
+
     def freeze(self, owner: str) -> None:
         self._frozen.setdefault(owner, [])
+
+    def is_frozen(self, owner: str) -> bool:
+        return owner in self._frozen
 
     def thaw(self, owner: str) -> None:
         self._ready.extend(self._frozen.pop(owner, ()))

@@ -103,6 +103,7 @@ class World:
     source: Node = attrs.field(init=False)
     target: Node = attrs.field(init=False)
     is_calm: bool = False
+    is_concluded: bool = False
     _listening: SourceDaemon | None = None
     _ends: dict[str, list[SimulatedLink]] = attrs.field(factory=dict)
 
@@ -132,6 +133,10 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for node in (self.source, self.target):  # a run that was left before its end has tasks that wait
+            if node.life is not None:
+                node.life.alive = False
+            self.scheduler.kill(node.name)
         for machine in self.machines:
             machine.close()
 
@@ -144,6 +149,7 @@ class World:
         self._run_until_quiet()
         owners = [node for node in (self.source, self.target) if node.disk.content.record.holding is Holding.OWNER]
         published, reasons = tuple(self.audits.published), tuple(self.audits.reasons)
+        self.is_concluded = True
         if self.once_more and self.audits.runner is not None and not self.audits.violations:
             self._move_once_more()
         return Result(
@@ -245,10 +251,25 @@ class World:
             self.storage.unreachable.clear()
             self.network.cut(LINK_BACK_NS - CALM_NS)
             self.scheduler.at(LINK_BACK_NS, self.link_back)
+        busy = set(self.scheduler.unfinished())
         for node in (self.source, self.target):
             node.disk.full = node.disk.failing_syncs = 0
             self.scheduler.thaw(node.name)
             self.restart(node)
+            if (
+                node.life is not None
+                and node.disk.content.record.holding is Holding.NOT_OWNER
+                and node.name not in busy
+            ):
+                node.life.let_go()
+        self._at_rest()
+
+    def _at_rest(self) -> None:
+        """An attempt is about to begin, or all is well again: the guest has gone on meanwhile, up to a round number."""
+        for node in (self.source, self.target):
+            if node.life is not None and node.life.guest is not None and not self.scheduler.is_frozen(node.name):
+                node.life.guest.catch_up()
+        self.hooks.at_rest(self)
 
     def link_back(self) -> None:
         """The link has been down for long, and nothing else was wrong: the fence must have settled who runs."""
@@ -282,6 +303,7 @@ class World:
     async def connect(self, life: Life) -> SimulatedLink:
         """Raises TransportLost: nobody can be reached there."""
         connection = self.network.connect()
+        self.scheduler.at(self.scheduler.now_ns + self.speed.latency_ns, self._at_rest)
         await self.scheduler.sleep(2 * self.speed.latency_ns)
         daemon = self._listening
         if daemon is None:
