@@ -165,7 +165,7 @@ class RamSender:
         if is_one_run(pages):
             content = memory[pages[0] : pages[-1] + 1]
         else:
-            content = np.take(memory, pages, axis=0, out=self._staging.room_for(len(pages)))
+            content = np.take(memory, pages, axis=0, out=self._staging.room_for(len(pages)), mode="clip")
         nonzero = nonzero_pages(content)
         return nonzero, content if nonzero.all() else content[nonzero]
 
