@@ -97,6 +97,8 @@ def _moved(target: ForkedTarget, memory: GuestMemory, move: tuple[Way, Target, i
 
 def scatter(memory: GuestMemory, percent: int) -> int:
     """Dirty so many pages, none beside another as far as chance has it; returns how many."""
+    memory.dirty.begin_round()
+    memory.dirty.take(memory.page_count)
     memory.dirty.settle()
     pages = np.random.Generator(np.random.PCG64(percent)).permutation(memory.page_count)
     dirty = np.sort(pages[: memory.page_count * percent // 100])

@@ -62,6 +62,8 @@ class ForkedTarget:
 
     def __init__(self, ram_bytes: int) -> None:
         self._ram_bytes = ram_bytes
+        gc.collect()
+        gc.freeze()  # as the daemons do
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._child = os.fork()
         if self._child == 0:

@@ -32,8 +32,8 @@ from migrate.errors import MigrationError, NotOurProtocol
 from migrate.protocol.messages import Role
 
 DRAIN_CHUNK: Final = 1 << 16
-TURN_BYTES: Final = 1 << 20
-"""About half a millisecond of moving bytes."""
+TURN_BYTES: Final = 1 << 22
+"""Some two milliseconds of moving bytes."""
 CALL_COST_BYTES: Final = 4096
 """What one system call takes of a turn, whatever it moves."""
 LOW_WATER_BYTES: Final = 512 * 1024
