@@ -287,13 +287,10 @@ class Run:
                 state = StateDirectory.open(places.state)
             except StateError as error:
                 raise BadInput(str(error)) from error
-            node.state, node.name = state, state.node
+            node.use(state)
             if failpoints is not None:
                 failpoints.on_trouble = state.meet
             self.used_ids.state = state
-            hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
-            state.on_point = self.visit
-            node.forget_unused_ram()
         self._node = node
         return node
 
@@ -527,7 +524,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         used_ids=run.used_ids,
     )
     with refusing_bad_input():
-        name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
+        name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept))
     if node.hypervisor.runner is None or journal is None:
         run.process.end(ExitCode.INTERRUPTED if target.cancelled else ExitCode.NOT_DONE)
         return
@@ -561,16 +558,16 @@ async def pay(target: TargetDaemon, node: Node, for_s: float = TELL_FOR_S) -> No
         await target.tell(ownership, journal, known_machine(kept).name, for_s)
 
 
-async def go_on(target: TargetDaemon, node: Node, kept: Kept, run: Run) -> tuple[str, AnyJournal | None]:
+async def go_on(target: TargetDaemon, node: Node, kept: Kept) -> tuple[str, AnyJournal | None]:
     """A machine that was here when the process died."""
-    name, state = known_machine(kept).name, run.options.places.state
+    name, state = known_machine(kept).name, None if node.state is None else node.state.path
     match kept.record.holding:
         case Holding.OWNER:
             node.hypervisor.runner, journal = await node.start_again(kept)
         case Holding.READY:
             runner, journal, lost = await node.hold_again(kept, new_attempt(Role.TARGET))
             if lost is not None:
-                run.events.tell("image lost", message=str(lost))
+                node.events.tell("image lost", message=str(lost))
             if await target.ask(runner, name, journal, lost) is None:
                 await pay(target, node)
                 return name, None
