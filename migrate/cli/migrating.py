@@ -2,12 +2,12 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Self, TextIO, TypeVar
 from uuid import UUID, uuid4
 
 import attrs
@@ -24,6 +24,7 @@ from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
 from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
+from migrate.daemon.birth import born
 from migrate.daemon.events import EventLog, json_lines
 from migrate.daemon.guests import MEMORY_MB_MAX
 from migrate.daemon.node import new_node_name
@@ -59,7 +60,6 @@ from migrate.reports.told import timeline_of
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
-from sim_vmm.spec import Spec, build_spec, host_cpuid
 
 From = Annotated[str, Parameter(name="--from", help="Release that the source's build is.")]
 To = Annotated[str, Parameter(name="--to", help="Release that the target's build is.")]
@@ -528,14 +528,6 @@ def _arguments(options: Mapping[str, object]) -> list[str]:
     return [text for name, value in options.items() if value is not None for text in (name, str(value))]
 
 
-def born(spec: Spec, memory_mb: int | None) -> Spec:
-    """The spec of a machine that is born on this host: its CPUID is explicit from now on (instance-specs §5)."""
-    board = spec.board if memory_mb is None else attrs.evolve(spec.board, memory_mb=memory_mb)
-    if not 1 <= board.memory_mb <= MEMORY_MB_MAX:
-        raise BadInput(f"{board.memory_mb} MiB of guest RAM: expected 1 to {MEMORY_MB_MAX}")
-    return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
-
-
 def checked_pace(pace: float) -> float:
     if not pace > 0:
         raise BadInput(f"--pace {pace:g}: expected more than 0")
@@ -581,8 +573,10 @@ def read_replacements_file(path: Path | None) -> Replacements:
 
 
 @contextmanager
-def event_log(side: str, events: str | None, quiet: bool) -> Iterator[EventLog]:
-    """Events for people on standard error, and as JSON lines where `events` says."""
+def event_log(
+    side: str, events: str | None, quiet: bool, lines: Callable[[TextIO], Watch] = event_lines
+) -> Iterator[EventLog]:
+    """Events for people on standard error, in `lines`, and as JSON lines where `events` says."""
     log = EventLog(side)
     if events == "-" and quiet:
         raise BadInput("--json and --events - both want standard output; write the events to a file")
@@ -591,7 +585,7 @@ def event_log(side: str, events: str | None, quiet: bool) -> Iterator[EventLog]:
         yield log
         return
     if not quiet:
-        log.listeners.append(event_lines(sys.stderr))
+        log.listeners.append(lines(sys.stderr))
     if events is None:
         yield log
         return

@@ -26,6 +26,8 @@ from migrate.daemon.waiting_room import Caller
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import StorageTaken
+from migrate.engine.ports import Ram
+from migrate.engine.ram import MappedRam
 from migrate.engine.source import Served, SourcePorts, SourceSettings, no_common_version, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.deadlines import Deadlines
@@ -56,6 +58,7 @@ class SourceDaemon:
     access: Access = attrs.field(factory=Access)
     invitation: Invitation = attrs.field(factory=Invitation)
     reclaim_after_s: float = RECLAIM_AFTER_S
+    ram: Ram = attrs.field(factory=MappedRam)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
     in_doubt: trio.Event = attrs.field(factory=trio.Event)
@@ -90,7 +93,13 @@ class SourceDaemon:
         fence = None if self.node is None else self.node.hypervisor.fence
         clock = TrioClock()
         return SourcePorts(
-            link=link, guest=self.runner, journal=self.journal, clock=clock, observer=self.events, fence=fence
+            link=link,
+            guest=self.runner,
+            journal=self.journal,
+            clock=clock,
+            observer=self.events,
+            fence=fence,
+            ram=self.ram,
         )
 
     async def _heed_fence(self) -> None:
