@@ -372,7 +372,7 @@ async def send_all(
             document = await send_one(source, target, machine, retries)
         except Denied as error:
             failure = {"class": error.kind, "message": str(error), "side": "host"}
-            document = {"outcome": "failed", "machine": machine, "error": failure, "downtime_ms": None}
+            document = {"outcome": "failed", "machine": machine, "error": failure, "blackout_ms": None}
         done[number] = {"asked": machine, **document}
         note(done[number])
 
@@ -440,6 +440,6 @@ def _tell_concluded(machine: str, document: Document, *, json: bool) -> int:
 def _tell_outcome(machine: str, document: Document) -> None:
     error = document["error"]
     why = "" if error is None else f": {error['message']}"
-    away = document.get("downtime_ms")
-    how_long = "" if away is None or error is not None else f", with a downtime of {away:.1f} ms"
+    away = document.get("blackout_ms")
+    how_long = "" if away is None or error is not None else f", its guest was away for {away:.1f} ms"
     print_line(f"{machine}: {document['outcome']}{why}{how_long}", under=2)

@@ -579,15 +579,22 @@ async def go_on(target: TargetDaemon, node: Node, kept: Kept) -> tuple[str, AnyJ
     return name, journal
 
 
-async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
-    """How long the guest was away by its own clock: from its last step there to its first step here."""
+async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> float | None:
+    """How long the guest was away by its own clock, in ms: from its last step there to its first step here.
+
+    None if it has no heartbeat, or does not come to that step.
+    """
     last, runner = hypervisor.arrived_with, hypervisor.runner
     if last is None or runner is None:
-        return
+        return None
     while (now := read_heartbeat(runner.machine.memory)) == last:
+        if runner.machine.state is not MachineState.RUNNING:
+            return None
         await trio.lowlevel.checkpoint()
     assert now is not None, "a guest that was there has not gone"
-    events.tell("guest resumed", blackout_ms=(now.uptime_ns - last.uptime_ns) / 1e6)
+    blackout_ms = (now.uptime_ns - last.uptime_ns) / 1e6
+    events.tell("guest resumed", blackout_ms=blackout_ms)
+    return blackout_ms
 
 
 async def listen(address: Address, access: Access) -> list[trio.SocketListener]:

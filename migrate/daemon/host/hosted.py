@@ -25,7 +25,7 @@ from migrate.daemon.invitation import IdUsed, Invitation
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import SOURCE_AT, AnyJournal, Node, known_machine, new_attempt
 from migrate.daemon.outcome import Cancelling, Outcome
-from migrate.daemon.run import Birthplace, go_on, leaf_of, pay, release_disks
+from migrate.daemon.run import Birthplace, go_on, leaf_of, pay, release_disks, tell_blackout
 from migrate.daemon.slots import NoMoreSlots
 from migrate.daemon.source import SourceDaemon
 from migrate.daemon.state import StateDirectory, StateError
@@ -165,8 +165,8 @@ class Hosted:
         if arrived is not None:
             self.name = arrived.machine_name
             self.host.is_named(self)
-        attempts = self.target.attempts
-        migration.conclude(Conclusion.of(attempts, self.name, self.vm_id))
+        blackout_ms = await tell_blackout(self.hypervisor, self.log) if arrived is not None else None
+        migration.conclude(Conclusion.of(self.target.attempts, self.name, self.vm_id, blackout_ms))
         if arrived is None:
             await pay(self.target, self.node)
             return await self._depart()

@@ -31,7 +31,10 @@ class Stage(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Conclusion:
-    """What came of it, in the words of the command-line contract, or `cancelled`; `error` as in an attempt's JSON."""
+    """What came of it, in the words of the command-line contract, or `cancelled`; `error` as in an attempt's JSON.
+
+    `blackout_ms` is how long the guest was away by its own clock, where it came to run again.
+    """
 
     outcome: str
     machine: str = ""
@@ -39,7 +42,7 @@ class Conclusion:
     phase: str = ""
     error: dict[str, str] | None = None
     reasons: tuple[dict[str, str], ...] = ()
-    downtime_ms: float | None = None
+    blackout_ms: float | None = None
     attempts: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -50,12 +53,14 @@ class Conclusion:
             "phase": self.phase,
             "error": self.error,
             "reasons": list(self.reasons),
-            "downtime_ms": self.downtime_ms,
+            "blackout_ms": self.blackout_ms,
             "attempts": self.attempts,
         }
 
     @classmethod
-    def of(cls, attempts: list[AttemptOutcome], machine: str, vm_id: UUID | None) -> "Conclusion":
+    def of(
+        cls, attempts: list[AttemptOutcome], machine: str, vm_id: UUID | None, blackout_ms: float | None = None
+    ) -> "Conclusion":
         """Of what has been tried."""
         last = attempts[-1].as_json()
         return cls(
@@ -65,8 +70,8 @@ class Conclusion:
             phase=last["phase"],
             error=last["error"],
             reasons=tuple(last["reasons"]),
-            downtime_ms=last["ledger"]["downtime_ms"],
             attempts=len(attempts),
+            blackout_ms=blackout_ms,
         )
 
     @classmethod
