@@ -16,9 +16,10 @@ from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.units import parse_rate
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.birth import born
-from migrate.daemon.host.client import Controller, Denied, HostGone, controlling
+from migrate.daemon.host.client import Denied, HostGone, controlling
 from migrate.daemon.host.host import Ending
 from migrate.daemon.host.requests import Boot, Cancel, Inspect, Limit, List, Offer, Request, Status, Stop, Take, Wait
+from migrate.daemon.host.sending import send_all
 from migrate.daemon.run import ExitCode, leaf_of
 from migrate.protocol.messages import NAME_MAX
 
@@ -355,56 +356,6 @@ def send(
         for document in documents:
             _tell_outcome(document["machine"] or document["asked"], document)
     return ExitCode.DONE if all(one["outcome"] == "migrated" for one in documents) else ExitCode.NOT_DONE
-
-
-async def send_all(
-    source: Controller,
-    target: Controller,
-    machines: Sequence[str],
-    retries: int,
-    note: Callable[[Document], None] = lambda _: None,
-) -> list[Document]:
-    """One document for each of `machines`: its outcome, as the target tells it.  `note` is told of each at once."""
-    done: dict[int, Document] = {}
-
-    async def one(number: int, machine: str) -> None:
-        try:
-            document = await send_one(source, target, machine, retries)
-        except Denied as error:
-            failure = {"class": error.kind, "message": str(error), "side": "host"}
-            document = {"outcome": "failed", "machine": machine, "error": failure, "blackout_ms": None}
-        done[number] = {"asked": machine, **document}
-        note(done[number])
-
-    async with trio.open_nursery() as nursery:
-        for number, machine in enumerate(machines):
-            nursery.start_soon(one, number, machine)
-    return [done[number] for number in range(len(machines))]
-
-
-async def send_one(source: Controller, target: Controller, machine: str, retries: int) -> Document:
-    """Offer, take, wait.  Raises Denied, HostGone."""
-    migration = uuid4()
-    offered = await source.ask(Offer(machine=machine, migration=migration, retries=retries))
-    if offered["stage"] != "ready":
-        return offered
-    try:
-        await target.ask(Take(source=offered["address"], migration=migration, retries=retries))
-        taken = await target.ask(Wait(migration=migration))
-    except Denied:
-        await source.ask(Cancel(machine=str(migration)))
-        raise
-    if taken["outcome"] != "migrated":
-        await _withdraw(source, migration)
-    return taken
-
-
-async def _withdraw(source: Controller, migration: UUID) -> None:
-    """Nobody comes for it any more; the source may know that already."""
-    try:
-        await source.ask(Cancel(machine=str(migration)))
-    except Denied:
-        return
 
 
 @app.command

@@ -350,7 +350,7 @@ def rehearse(
     policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
-    common = _arguments({"--releases": releases})
+    common = arguments_of({"--releases": releases})
     limits = {
         "--downtime-limit-ms": downtime_limit_ms,
         "--bandwidth": bandwidth,
@@ -358,11 +358,11 @@ def rehearse(
         "--rounds-max": rounds_max,
         "--precopy-time-max-s": precopy_time_max_s,
     }
-    of_birth = _arguments({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
-    as_source = _arguments({"--from": from_, **limits})
+    of_birth = arguments_of({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
+    as_source = arguments_of({"--from": from_, **limits})
     plan = None if faults is None else plan_for_real(faults, wire, tls=tls)
     tries = {"--retries": at_least_0("--retries", retries), "--streams": streams_of(streams)}
-    target_arguments = _arguments({"--to": to, "--replace": replace, **tries})
+    target_arguments = arguments_of({"--to": to, "--replace": replace, **tries})
     if state_dir is not None:
         require_unused(state_dir)
     require_writable(report=report, trace=trace, events=events)
@@ -521,10 +521,10 @@ class RehearsalPlaces:
         left = self.leftovers.left if guest == LedgerGuest.name else None
         state = None if self.state is None else self.state / side
         options = {"--storage": self.leftovers.storage, "--wire": self.wire, "--artefacts": left, "--state-dir": state}
-        return [*_arguments(options), "--audited"]
+        return [*arguments_of(options), "--audited"]
 
 
-def _arguments(options: Mapping[str, object]) -> list[str]:
+def arguments_of(options: Mapping[str, object]) -> list[str]:
     return [text for name, value in options.items() if value is not None for text in (name, str(value))]
 
 

@@ -25,6 +25,11 @@ class SharedBandwidth:
     _as_of: float = attrs.field(init=False, default=0.0)
     _changed: trio.Event = attrs.field(init=False, factory=trio.Event)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._turn.statistics().tasks_waiting
+
     def set_rate(self, rate: float | None) -> None:
         """From now on, for what has been sent already as well."""
         self._pass()
@@ -88,10 +93,11 @@ class _SharingSender(RamSender):
 
     @property
     def _batch_pages(self) -> int:
-        """Small enough that others are not kept waiting for long."""
+        """So small that the batches of all who share take no longer than one of a migration that is alone."""
         if self.shared.rate is None:
             return super()._batch_pages
-        return max(1, min(BATCH_PAGES, int(self.shared.rate * CAPPED_BATCH_S / PAGE_SIZE)))
+        share = self.shared.rate / (1 + self.shared.waiting)
+        return max(1, min(BATCH_PAGES, int(share * CAPPED_BATCH_S / PAGE_SIZE)))
 
     async def _keep_to_bandwidth(self, start_ns: int, sent: int) -> None:
         size = sent - self._spent if sent >= self._spent else sent  # each round counts from nothing
