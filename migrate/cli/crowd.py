@@ -29,7 +29,7 @@ from migrate.daemon.host.pair import CrowdOptions, CrowdResult, run_crowd
 from migrate.daemon.host.run import room_for
 from migrate.daemon.pair import DaemonDied
 from migrate.daemon.run import ExitCode, leaf_of
-from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall
+from migrate.engine.policy import OnStall
 from migrate.rehearsal.crowd import CrowdAudit, audit_crowd, crowd_document
 from migrate.releases import NEWEST, all_releases, release_named
 from migrate.specs.digest import spec_digest
@@ -38,8 +38,12 @@ from sim_vmm.guest import LedgerGuest
 Document = dict[str, Any]
 
 FAILURES_SHOWN: Final = 10
-TOLD_PARTS: Final = 10
-"""How often progress is told where there is no terminal."""
+OFFER_S: Final = 3600.0
+"""Here both hosts are asked by one who does not forget."""
+TOLD_EVERY_S: Final = 5.0
+"""Where there is no terminal."""
+DOWNTIME_LIMIT_MS: Final = 30_000.0
+"""In a crowd every guest waits for the others: what is rehearsed is not how long."""
 
 
 def crowd(
@@ -54,8 +58,8 @@ def crowd(
     to: To = NEWEST,
     guest: Guest = "stamp",
     memory_mb: Annotated[int, Parameter(name="--memory-mb", help="Guest RAM of each, in MiB.")] = 8,
-    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
-    on_stall: Stall = OnStall.FORCE,
+    downtime_limit_ms: DowntimeLimit = DOWNTIME_LIMIT_MS,
+    on_stall: Stall = OnStall.REFUSE,
     bandwidth: Bandwidth = None,
     retries: Retries = 2,
     seed: Seed = 0,
@@ -89,7 +93,9 @@ def crowd(
     with TemporaryDirectory(prefix="migrate-crowd-") as temporary:
         directory = Path(temporary)
         secured: dict[str, list[str]] = throw_away(directory / "certificates") if tls else {}
-        common = arguments_of({"--releases": releases, "--machines-max": machines, "--migrations-max": at_once})
+        common = arguments_of(
+            {"--releases": releases, "--machines-max": machines, "--migrations-max": at_once, "--offer-s": OFFER_S}
+        )
         if state:
             common += ["--storage", str(directory / "disks")]
         limits = {"--downtime-limit-ms": downtime_limit_ms, "--on-stall": on_stall.value, "--bandwidth": bandwidth}
@@ -127,7 +133,7 @@ def _exit_code(document: Document, audited: CrowdAudit) -> ExitCode:
 def _run(options: CrowdOptions, directory: Path, machines: int, *, quiet: bool) -> CrowdResult | ExitCode:
     try:
         with progress_of(machines, quiet=quiet) as tally:
-            return trio.run(run_crowd, options, directory, tally.heed, tally.note)
+            return trio.run(run_crowd, options, directory, tally.note, tally.heed)
     except* DaemonDied as group:
         death = leaf_of(group)
         assert isinstance(death, DaemonDied)
@@ -154,21 +160,20 @@ class Tally:
     running: int = 0
     began: float = 0.0
 
-    def heed(self, event: Document) -> None:
-        match event["event"]:
-            case "here" if event["side"] == "source" and not self.began:
-                self.booted += 1
-                self.tell(self)
-            case "attempt" if event["side"] == "source":
-                self.began = self.began or time.monotonic()
-                self.running += 1
-            case "attempt ended" if event["side"] == "source":
-                self.running -= 1
+    def heed(self, status: Document) -> None:
+        """How the source is."""
+        self.running = status["in_progress"]["out"]
+        if self.running and not self.began:
+            self.began = time.monotonic()
+        if not self.began:
+            self.booted = status["machines"]
+        self.tell(self)
 
     def note(self, sent: Document) -> None:
+        """Of one machine."""
+        self.began = self.began or time.monotonic()
         self.done += sent["outcome"] == "migrated"
         self.failed += sent["outcome"] != "migrated"
-        self.tell(self)
 
     def in_words(self) -> str:
         """At most 80 columns of them."""
@@ -188,7 +193,7 @@ class Tell(Protocol):
 def progress_of(machines: int, *, quiet: bool) -> Iterator[Tally]:
     """A bar on a terminal, a line now and then elsewhere; on standard error."""
     if quiet or not sys.stderr.isatty():
-        yield Tally(machines, _ignore if quiet else _lines(machines))
+        yield Tally(machines, _ignore if quiet else _lines())
         return
     console = Console(stderr=True, highlight=False, emoji=False)
     columns = (BarColumn(20), TextColumn("{task.description}"))
@@ -205,13 +210,16 @@ def _ignore(_: Tally) -> None:
     """Nobody looks."""
 
 
-def _lines(machines: int) -> Tell:
-    step = max(1, machines // TOLD_PARTS)
+def _lines() -> Tell:
+    said = ""
+    quiet_until = 0.0
 
     def write(tally: Tally) -> None:
-        count = tally.done + tally.failed if tally.began else tally.booted
-        if count % step == 0:
-            print(printable(tally.in_words()), file=sys.stderr, flush=True)
+        nonlocal said, quiet_until
+        words, now = tally.in_words(), time.monotonic()
+        if words != said and now >= quiet_until:
+            said, quiet_until = words, now + TOLD_EVERY_S
+            print(printable(words), file=sys.stderr, flush=True)
 
     return write
 

@@ -52,8 +52,8 @@ SAID: Final = {
     "ending": "ending ({how}), with {in_progress} migrations in progress",
     "ended": "ended: {left} machines are left, {in_doubt} of them in doubt",
     "alarm": "ALARM: {message}",
-    "in doubt": "machine {number}: {message}",
-    "fenced off": "machine {number}: {message}",
+    "in doubt": "machine {hosted}: {message}",
+    "fenced off": "machine {hosted}: {message}",
 }
 
 
@@ -138,6 +138,8 @@ def serve(
     )
     with event_log("host", events, json, host_lines) as log:
         log.tells_messages = tell_messages
+        if die_at is None:
+            log.unheard = frozenset({"point"})  # many a machine, and nobody is to die
         code, report = trio.run(run_host, options, log)
     if json:
         print_json(report)
@@ -151,9 +153,9 @@ def describe(event: Event) -> str | None:
     name = event["event"]
     if name == "attempt ended":
         why = "" if event["error"] is None else f" in phase {event['phase']!r}: {event['error']['message']}"
-        return f"machine {event['number']}: {event['outcome']} as {event['side']}{why}"
+        return f"machine {event['hosted']}: {event['outcome']} as {event['side']}{why}"
     said = SAID.get(name)
-    return None if said is None else said.format(**{"machine": "a machine", "number": "?", **event})
+    return None if said is None else said.format(**{"machine": "a machine", "hosted": "?", **event})
 
 
 def host_lines(stream: TextIO) -> Watch:

@@ -1,7 +1,7 @@
 """Many machines at once, each judged by the checks of a rehearsal of one (`audit.py`).
 
-What two hosts have told is taken apart by machine; what each machine is found to be at the end stands for the last words
-of a daemon of its own.
+What two hosts have told is taken apart by machine; what each machine is found to be at the end stands for the last
+words of a daemon of its own.
 """
 
 from collections import Counter
@@ -55,11 +55,11 @@ def audit_crowd(result: CrowdResult, expected_spec: str) -> CrowdAudit:
 
 def by_machine(events: list[Event]) -> dict[str, list[Event]]:
     """Events by the machine's id, those as well that were told before the host knew it."""
-    ids = {event["number"]: event["vm_id"] for event in events if "number" in event and "vm_id" in event}
+    ids = {event["hosted"]: event["vm_id"] for event in events if "hosted" in event and "vm_id" in event}
     found: dict[str, list[Event]] = {}
     for event in events:
-        if event.get("number") in ids:
-            found.setdefault(ids[event["number"]], []).append(event)
+        if event.get("hosted") in ids:
+            found.setdefault(ids[event["hosted"]], []).append(event)
     return found
 
 
@@ -86,7 +86,7 @@ def left_behind(result: CrowdResult, side: str) -> Iterator[str]:
         return
     for what in ("open_files", "tasks"):
         if after[what] > before[what]:
-            yield f"{what.replace('_', ' ')}: {after[what]} when all machines have gone, {before[what]} before they came"
+            yield f"{what.replace('_', ' ')}: {after[what]} when all machines have gone, {before[what]} before"
 
 
 def crowd_document(result: CrowdResult, audited: CrowdAudit, at_once: int) -> Document:
@@ -100,6 +100,7 @@ def crowd_document(result: CrowdResult, audited: CrowdAudit, at_once: int) -> Do
         "boot_s": result.boot_seconds,
         "migrate_s": result.seconds,
         "per_second": outcomes["migrated"] / result.seconds,
+        "cpu_s": {side: after["cpu_s"] - booted["cpu_s"] for side, (_, booted, after) in result.status.items()},
         "blackout_ms": None
         if not away
         else {"median": away[len(away) // 2], "p99": away[min(len(away) - 1, len(away) * 99 // 100)], "max": away[-1]},

@@ -4,7 +4,7 @@ It is born here, comes from another host, or is found in its state directory aft
 it is here a `SourceDaemon` serves it, and the host leads callers there.  When it has been given away its directory
 departs, as soon as nothing is owed to anybody.
 
-What happens is told to the host's listeners, with the machine's number on this host.
+What happens is told to the host's listeners, with the number that the machine has on this host (`hosted`).
 """
 
 from collections.abc import Awaitable, Callable
@@ -68,7 +68,12 @@ class Hosted:
 
     def __attrs_post_init__(self) -> None:
         host = self.host
-        self.log = EventLog("source", [self._heed, *host.events.listeners], about={"number": self.number})
+        self.log = EventLog(
+            "source",
+            [self._heed, *host.events.listeners],
+            about={"hosted": self.number},
+            unheard=host.events.unheard,
+        )
         self.hypervisor = host.new_hypervisor(self.log)
         self.node = Node(
             name=host.name,

@@ -3,11 +3,15 @@
 The hosts are the same commands that a person would type, and are told what to do over their control sockets.
 """
 
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -15,40 +19,88 @@ import trio
 from migrate.daemon.host.client import Controller, controlling
 from migrate.daemon.host.requests import Boot, Inspect, List, Status
 from migrate.daemon.host.sending import send_all
-from migrate.daemon.pair import PROCESS_PATIENCE_S, DaemonProcess, Event, daemon, died
+from migrate.daemon.pair import PROCESS_PATIENCE_S, DaemonDied, Event, lines_of
 
 Document = dict[str, Any]
 
+COMPLAINTS_KEPT: Final = 100
+WATCH_EVERY_S: Final = 1.0
 
-@attrs.frozen
+
+@attrs.define(eq=False)
 class HostProcess:
-    """A host, and whoever is in control of it."""
+    """A host as a process, and whoever is in control of it.  `events` is the file that it writes them to."""
 
-    process: DaemonProcess
-    control: Controller
+    side: str
+    process: trio.Process
+    events: Path
+    control: Controller = attrs.field(init=False)
+    complaints: list[str] = attrs.field(factory=list)
+    _serves: trio.Event = attrs.field(factory=trio.Event)
 
     async def status(self) -> Document:
         return await self.control.ask(Status())
 
+    async def listen(self) -> None:
+        """What it says to people: first of all, that it is there."""
+        assert self.process.stderr is not None
+        async for line in lines_of(self.process.stderr):
+            self.complaints.append(line.decode(errors="replace"))
+            del self.complaints[:-COMPLAINTS_KEPT]
+            self._serves.set()
+
+    async def serves(self) -> None:
+        """Raises DaemonDied: it does not come to that."""
+        with trio.move_on_after(PROCESS_PATIENCE_S):
+            await self._serves.wait()
+        if not self.complaints or "controlled by" not in self.complaints[0]:
+            with trio.move_on_after(PROCESS_PATIENCE_S):
+                await self.process.wait()
+            raise DaemonDied(self.side, self.process.returncode, self.complaints)
+
+    def told(self) -> list[Event]:
+        """Its events so far; all of them, once it has ended."""
+        with self.events.open() as lines:
+            return [json.loads(line) for line in lines]
+
+    async def end(self) -> int:
+        """Its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await self.process.wait()
+
 
 @asynccontextmanager
-async def host_process(
-    side: str, directory: Path, arguments: Sequence[str], watch: Callable[[Event], None]
-) -> AsyncIterator[HostProcess]:
-    """A host whose control socket and state are below `directory`; it is ended on leaving the block.
+async def host_process(side: str, directory: Path, arguments: Sequence[str]) -> AsyncIterator[HostProcess]:
+    """A host whose control socket and events are in `directory`; it is ended on leaving the block, or with us.
 
     Raises:
         DaemonDied: it did not come so far.
     """
-    control = directory / f"{side}.control"
-    command = [*("--control", str(control), "--listen", "127.0.0.1:0"), *arguments]
-    async with daemon("serve", command, watch) as process:
-        with trio.move_on_after(PROCESS_PATIENCE_S):
-            await process.until("serving")
-        if process.last("serving") is None:
-            raise await died(process)
-        async with controlling(control) as controller:
-            yield HostProcess(process, controller)
+    control, events = directory / f"{side}.control", directory / f"{side}.events"
+    options = [*("--control", str(control), "--listen", "127.0.0.1:0", "--events", str(events)), *arguments]
+    async with trio.open_nursery() as nursery:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "migrate", "serve", *options, "--attached"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us to pass on
+        )
+        host = HostProcess(side, process, events)
+        nursery.start_soon(host.listen)
+        try:
+            await host.serves()
+            async with controlling(control) as host.control:
+                yield host
+        finally:
+            with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
+                await host.end()
+            if patience.cancelled_caught:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+            nursery.cancel_scope.cancel()
 
 
 @attrs.frozen(kw_only=True)
@@ -78,19 +130,19 @@ class CrowdResult:
 
 
 async def run_crowd(
-    options: CrowdOptions, directory: Path, watch: Callable[[Event], None], note: Callable[[Document], None]
+    options: CrowdOptions, directory: Path, note: Callable[[Document], None], tell: Callable[[Document], None]
 ) -> CrowdResult:
     """Boot the machines, migrate all of them, look at each, and end both hosts.
 
-    `watch` is told of the events of both, `note` of each machine as soon as it has moved or has not.
+    `note` is told of each machine as soon as it has moved or has not, `tell` now and then how the source is.
 
     Raises:
         DaemonDied: a host did not come so far.
         Denied: a host says no.
     """
     async with (
-        host_process("source", directory, options.arguments["source"], watch) as source,
-        host_process("target", directory, options.arguments["target"], watch) as target,
+        host_process("source", directory, options.arguments["source"]) as source,
+        host_process("target", directory, options.arguments["target"]) as target,
     ):
         hosts = {"source": source, "target": target}
         status: dict[str, list[Document]] = {side: [await host.status()] for side, host in hosts.items()}
@@ -99,30 +151,28 @@ async def run_crowd(
             for side, host in hosts.items():
                 status[side].append(await host.status())
 
-        began = time.monotonic()
-        booted = await source.control.ask(options.boot)
-        boot_seconds = time.monotonic() - began
-        await look()
-        began = time.monotonic()
-        machines = [machine["vm_id"] for machine in booted["machines"]]
-        sent = await send_all(source.control, target.control, machines, options.retries, note)
-        seconds = time.monotonic() - began
+        async with watching(source, tell):
+            began = time.monotonic()
+            booted = await source.control.ask(options.boot)
+            boot_seconds = time.monotonic() - began
+            await look()
+            began = time.monotonic()
+            machines = [machine["vm_id"] for machine in booted["machines"]]
+            sent = await send_all(source.control, target.control, machines, options.retries, note)
+            seconds = time.monotonic() - began
         await _all_have_left(source, sent)
         await look()
         inspected = {side: await _inspected(host) for side, host in hosts.items()}
-        for host in hosts.values():
-            host.process.ask_to_end()
-        for host in hosts.values():
-            await host.process.process.wait()
-            await host.process.until("never told")  # everything that it told has been read
+        exit_codes = {side: await host.end() for side, host in hosts.items()}
+        events = {side: host.told() for side, host in hosts.items()}
     return CrowdResult(
         sent=sent,
         seconds=seconds,
         boot_seconds=boot_seconds,
-        events={side: host.process.events for side, host in hosts.items()},
+        events=events,
         inspected=inspected,
         status=status,
-        exit_codes={side: host.process.process.returncode or 0 for side, host in hosts.items()},
+        exit_codes=exit_codes,
     )
 
 
@@ -130,8 +180,23 @@ async def _all_have_left(source: HostProcess, sent: list[Document]) -> None:
     """The target runs a machine before the source has heard so, and has let it go."""
     stay = sum(document["outcome"] != "migrated" for document in sent)
     with trio.move_on_after(PROCESS_PATIENCE_S):
-        while len((await source.control.ask(List()))["machines"]) > stay:
-            await trio.sleep(0.05)
+        while (await source.status())["machines"] > stay:  # noqa: ASYNC110  # another process: it is asked, and gently
+            await trio.sleep(0.1)
+
+
+@asynccontextmanager
+async def watching(host: HostProcess, tell: Callable[[Document], None]) -> AsyncIterator[None]:
+    """Inside the block, `tell` is told every second how the host is."""
+
+    async def watch() -> None:
+        while True:
+            tell(await host.status())
+            await trio.sleep(WATCH_EVERY_S)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def _inspected(host: HostProcess) -> dict[str, Document]:

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,7 +217,7 @@ def room_for(machines: int | None) -> int:
 
 
 def resources() -> Json:
-    """What this process takes: bytes, descriptors, tasks."""
+    """What this process takes: bytes, descriptors, tasks, and the processor so far."""
     with open("/proc/self/statm") as statm:  # noqa: PTH123  # a read of some bytes, many times
         resident, shared = map(int, statm.read().split()[1:3])
     page = resource.getpagesize()
@@ -224,6 +225,7 @@ def resources() -> Json:
         "rss_bytes": resident * page,
         "rss_private_bytes": (resident - shared) * page,
         "open_files": len(os.listdir("/proc/self/fd")) - 1,  # noqa: PTH208  # the listing itself is one of them
+        "cpu_s": time.process_time(),
         "tasks": trio.lowlevel.current_statistics().tasks_living,
     }
 
