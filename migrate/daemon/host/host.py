@@ -234,6 +234,7 @@ class Host:
 
     async def boot(self, birthplace: Birthplace) -> Hosted:
         """A new machine, whose guest runs.  Raises NotPossible."""
+        self._require_room()
         turn = await self._births.take()
         try:
             self._require_room()
@@ -379,8 +380,9 @@ class Host:
         self.outgoing.close("the host is ending")
         self.incoming.close("the host is ending")
         busy = [hosted for hosted in self.all if hosted.is_busy]
-        for _ in range(BIRTHS_AT_ONCE):  # and nobody is being born, or will be
-            await self._births.take()
+        turns = [await self._births.take() for _ in range(BIRTHS_AT_ONCE)]  # nobody is being born, or will be
+        for turn in turns:
+            turn.release()
         self.events.tell("ending", how=ending.value, in_progress=len(busy))
         for hosted in list(self.all):
             hosted.begin_nothing(Conclusion.without_attempt(CANCELLED, "the host is ending", hosted.name, hosted.vm_id))
@@ -413,7 +415,7 @@ class Host:
 
     def left(self) -> dict[str, Any]:
         """How the host ends, with each machine that is here."""
-        left = [hosted.as_json() for hosted in self.all if hosted.vm_id is not None]
+        left = [hosted.as_json() for hosted in self.all if hosted.stays]
         return {
             "node": self.name,
             "ending": None if self.ending is None else self.ending.value,

@@ -102,6 +102,13 @@ class Hosted:
         return self.runner is not None and self.runner.machine.state is MachineState.RUNNING
 
     @property
+    def stays(self) -> bool:
+        """It is not on its way out of here: a next start of the host finds it, if that is remembered."""
+        if self.problem is not None:
+            return True
+        return self.journal is not None and self.journal.record.holding is not Holding.NOT_OWNER
+
+    @property
     def is_busy(self) -> bool:
         """An attempt is in progress, and will end by itself."""
         return self.migration is not None and self.migration.stage is Stage.IN_PROGRESS
@@ -144,7 +151,8 @@ class Hosted:
         except BaseException:
             await self._depart()
             raise
-        self.host.start(self, lambda: self._serve(runner, journal))
+        source = self._present(runner, journal)
+        self.host.start(self, lambda: self._serve(source))
 
     async def come(self, address: Address, migration: Migration) -> None:
         """Bring a machine in, when it is its turn, and serve it; all that there is to say is in `migration`."""
@@ -170,13 +178,14 @@ class Hosted:
         if arrived is not None:
             self.name = arrived.machine_name
             self.host.is_named(self)
-        blackout_ms = await tell_blackout(self.hypervisor, self.log) if arrived is not None else None
-        migration.conclude(Conclusion.of(self.target.attempts, self.name, self.vm_id, blackout_ms))
         if arrived is None:
+            migration.conclude(Conclusion.of(self.target.attempts, self.name, self.vm_id))
             await pay(self.target, self.node)
             return await self._depart()
-        await self._settle_in(self.target)
-        return None
+        blackout_ms = await tell_blackout(self.hypervisor, self.log)
+        source = self._arrive(self.target)
+        migration.conclude(Conclusion.of(self.target.attempts, self.name, self.vm_id, blackout_ms))
+        return await self._settle_in(self.target, source)
 
     async def come_back(self, state: StateDirectory) -> None:
         """Be what a host that died had here: see `migrate.daemon.node`."""
@@ -197,7 +206,7 @@ class Hosted:
                 self.target = self._target(address, settings)
                 if (await go_on(self.target, self.node, kept))[1] is None:
                     return await self._depart()
-                return await self._settle_in(self.target)
+                return await self._settle_in(self.target, self._arrive(self.target))
             if kept.record.holding is Holding.OWNER:
                 runner, journal = await self.node.start_again(kept)
             else:
@@ -205,20 +214,23 @@ class Hosted:
         except MigrationError as error:  # others must not wait for it
             self._fail(f"it cannot be started again: {error}")
             return None
-        return await self._serve(runner, journal)
+        return await self._serve(self._present(runner, journal))
 
-    async def _settle_in(self, target: TargetDaemon) -> None:
-        runner, journal = self.hypervisor.runner, target.journal
-        assert runner is not None, "it has come"
+    def _arrive(self, target: TargetDaemon) -> SourceDaemon:
+        assert self.hypervisor.runner is not None, "it has come"
         self.log.tell("running", machine=self.name)
-        if self.hypervisor.image is not None:
-            image, self.hypervisor.image = self.hypervisor.image, None
-            self.log.tell("image", image=await image.facts())
         self.log.side = "source"
+        return self._present(self.hypervisor.runner, target.journal)
+
+    async def _settle_in(self, target: TargetDaemon, source: SourceDaemon) -> None:
+        """What is still to be said of how it came, and on with it."""
         async with trio.open_nursery() as nursery:
             self.told = trio.Event()
-            nursery.start_soon(self._tell, target, runner, journal)
-            await self._serve(runner, journal)
+            nursery.start_soon(self._tell, target, source.runner, source.journal)
+            if self.hypervisor.image is not None:
+                image, self.hypervisor.image = self.hypervisor.image, None
+                self.log.tell("image", side="target", image=await image.facts())
+            await self._serve(source)
 
     async def _tell(self, target: TargetDaemon, runner: GuestRunner, journal: AnyJournal) -> None:
         try:
@@ -249,9 +261,10 @@ class Hosted:
         except* StateError as group:
             await self.lose_journal(leaf_of(group))
 
-    async def _serve(self, runner: GuestRunner, journal: AnyJournal) -> None:
+    def _present(self, runner: GuestRunner, journal: AnyJournal) -> SourceDaemon:
+        """From now on it is here for whoever may come for it."""
         settings = self.host.settings
-        daemon = self.source = SourceDaemon(
+        self.source = SourceDaemon(
             runner,
             journal,
             attrs.evolve(settings.as_source, node=self.node.name, machine_name=self.name),
@@ -263,12 +276,15 @@ class Hosted:
             reclaim_after_s=settings.reclaim_after_s,
             ram=SharedRam(self.host.bandwidth),
         )
-        self.log.tell("here", machine=self.name, vm_id=str(self.vm_id), record=str(journal.record))
-        await daemon.watch()
-        if settings.audited and not daemon.lost:
-            self.log.tell("image", image=await Image.of(daemon.runner.machine).facts())
-        await self._end_machine(daemon.runner)
-        self.log.tell("gone", machine=self.name, vm_id=str(self.vm_id), record=str(journal.record))
+        self.log.tell("here", machine=self.name, record=str(journal.record))
+        return self.source
+
+    async def _serve(self, source: SourceDaemon) -> None:
+        await source.watch()
+        if self.host.settings.audited and not source.lost:
+            self.log.tell("image", image=await Image.of(source.runner.machine).facts())
+        await self._end_machine(source.runner)
+        self.log.tell("gone", machine=self.name, record=str(source.journal.record))
         await self.told.wait()
         await self._depart()
 
