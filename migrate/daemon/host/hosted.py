@@ -209,6 +209,9 @@ class Hosted:
                 return await self._settle_in(self.target, self._arrive(self.target))
             if kept.record.holding is Holding.OWNER:
                 runner, journal = await self.node.start_again(kept)
+                if kept.debts:  # whoever gave it away has not heard that it is here
+                    self.target = self._target(address, settings)
+                    return await self._settle_in(self.target, self._present(runner, journal))
             else:
                 runner, journal, _ = await self.node.hold_again(kept, new_attempt(Role.SOURCE))
         except MigrationError as error:  # others must not wait for it
