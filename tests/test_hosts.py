@@ -16,7 +16,7 @@ from migrate.engine.target import inquire
 from migrate.errors import PeerFailed
 from migrate.protocol.messages import Hello, HelloFor, Inquire, Refuse, Released, Role, Standing
 from sim_vmm.guest import StampGuest
-from tests.daemons import PATIENT, RELEASES, open_files, until
+from tests.daemons import PATIENT, open_files, until
 from tests.hosts import SLOW, SPEC, HostUnderTest, begin, hosting, in_ram, over, send
 
 NAMES = [f"vm-{number}" for number in range(8)]

@@ -1,4 +1,4 @@
-"""Slots are given in the order of asking, never more than there are, and come back whatever happens to their holders."""
+"""Slots are given in the order of asking, never more than there are, and come back whatever befalls their holders."""
 
 import pytest
 import trio

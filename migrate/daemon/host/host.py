@@ -7,6 +7,7 @@ for each other in a circle.
 Nothing that happens to one machine looks at all of them: machines are found by id and name, callers by what they say.
 """
 
+import gc
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -50,6 +51,8 @@ OFFER_S: Final = 60.0
 CONCLUSIONS_KEPT: Final = 10_000
 REVIVED_AT_ONCE: Final = 8
 BIRTHS_AT_ONCE: Final = 4
+COLLECT_AFTER: Final = 64
+"""Machines that have gone, whose memory is given back once nobody is in a migration: they are all rings of objects."""
 TELL_AT_END_S: Final = 5.0
 """How long a host that ends goes on telling sources what they wait for; what is left is told by its next start."""
 
@@ -120,6 +123,7 @@ class Host:
     _by_name: dict[str, dict[Hosted, None]] = attrs.field(factory=dict, init=False)
     _concluded: OrderedDict[UUID, Migration] = attrs.field(factory=OrderedDict, init=False)
     _numbers: int = attrs.field(default=0, init=False)
+    _gone: int = attrs.field(default=0, init=False)
     _births: Slots = attrs.field(factory=lambda: Slots(BIRTHS_AT_ONCE), init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -177,6 +181,10 @@ class Host:
         others.pop(hosted, None)
         if not others:
             self._by_name.pop(hosted.name, None)
+        self._gone += 1
+        if self._gone >= COLLECT_AFTER and not self.migrations:
+            self._gone = 0
+            gc.collect()
 
     def find(self, machine: str) -> Hosted:
         """By its name or its id.  Raises NotPossible."""
