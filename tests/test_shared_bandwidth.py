@@ -37,7 +37,8 @@ async def test_all_together_keep_to_the_rate_and_no_migration_gets_more_than_ano
 
 async def test_a_migration_of_large_batches_does_not_starve_one_of_small_ones(autojump_clock: MockClock) -> None:
     shared = SharedBandwidth(RATE)
-    large, small = [], []
+    large: list[int] = []
+    small: list[int] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender, shared, [100], large)
         nursery.start_soon(sender, shared, [1], small)

@@ -10,7 +10,9 @@ from migrate.daemon.slots import NoMoreSlots, Slot, Slots
 
 
 async def test_who_waits_is_served_in_the_order_of_coming() -> None:
-    slots, served, places = Slots(2), [], []
+    slots = Slots(2)
+    served: list[int] = []
+    places: list[int] = []
     held = [await slots.take(), await slots.take()]
 
     async def wait(number: int) -> None:
