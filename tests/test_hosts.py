@@ -16,6 +16,7 @@ from migrate.engine.target import inquire
 from migrate.errors import PeerFailed
 from migrate.protocol.messages import Hello, HelloFor, Inquire, Refuse, Released, Role, Standing
 from sim_vmm.guest import StampGuest
+from tests.commands import call
 from tests.daemons import PATIENT, open_files, until
 from tests.hosts import SLOW, SPEC, HostUnderTest, begin, hosting, in_ram, over, send
 
@@ -213,11 +214,15 @@ async def test_a_machine_that_is_here_or_comes_already_is_not_let_in_a_second_ti
         assert source.names == ["a"]
 
 
-async def test_a_host_finds_its_machines_again_after_its_end(tmp_path: Path) -> None:
+async def test_a_host_finds_its_machines_again_after_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with hosting(tmp_path / "a") as source, hosting(tmp_path / "b") as target:
         await source.boot(*NAMES[:3])
         await send(source, target, NAMES[0])
         await until(lambda: len(source.host.all) == 2)
+    said = call(capsys, "status", "--state-dir", tmp_path / "a", "--json").document
+    assert sorted(machine["machine"] for machine in said["machines"]) == NAMES[1:3]
     async with hosting(tmp_path / "a") as source, hosting(tmp_path / "b") as target:
         await until(lambda: (source.names, target.names) == (NAMES[1:3], NAMES[:1]))
         assert {conclusion.outcome for conclusion in await send(target, source, NAMES[0])} == {"migrated"}

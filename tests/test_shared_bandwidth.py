@@ -19,7 +19,7 @@ async def sender(shared: SharedBandwidth, sizes: list[int], sent: list[int]) -> 
             await shared.spend(size)
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 100])
+@pytest.mark.parametrize("count", [1, 3, 100])
 async def test_all_together_keep_to_the_rate_and_no_migration_gets_more_than_another(
     autojump_clock: MockClock, count: int
 ) -> None:
@@ -28,11 +28,11 @@ async def test_all_together_keep_to_the_rate_and_no_migration_gets_more_than_ano
     async with trio.open_nursery() as nursery:
         for mine in sent:
             nursery.start_soon(sender, shared, [10], mine)
-        await trio.sleep(100)
+        await trio.sleep(20)
         nursery.cancel_scope.cancel()
     totals = [sum(mine) for mine in sent]
     assert max(totals) - min(totals) <= 10, "one batch at most"
-    assert sum(totals) == pytest.approx(100 * RATE, rel=0.02)
+    assert sum(totals) == pytest.approx(20 * RATE, rel=0.06)
 
 
 async def test_a_migration_of_large_batches_does_not_starve_one_of_small_ones(autojump_clock: MockClock) -> None:
@@ -42,7 +42,7 @@ async def test_a_migration_of_large_batches_does_not_starve_one_of_small_ones(au
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender, shared, [100], large)
         nursery.start_soon(sender, shared, [1], small)
-        await trio.sleep(101)
+        await trio.sleep(20.2)
         nursery.cancel_scope.cancel()
     assert abs(len(large) - len(small)) <= 1, "they have taken turns"
 
