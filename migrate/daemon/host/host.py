@@ -181,6 +181,7 @@ class Host:
         others.pop(hosted, None)
         if not others:
             self._by_name.pop(hosted.name, None)
+        hosted.gone.set()
         self._gone += 1
         if self._gone >= COLLECT_AFTER and not self.migrations:
             self._gone = 0

@@ -8,7 +8,7 @@ What happens is told to the host's listeners, with the number that the machine h
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 import attrs
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from migrate.daemon.host.host import Host
 
 
+GONE_WITHIN_S: Final = 5.0
+"""How long a machine that comes again waits for what is left of an attempt that failed."""
+
+
 class AnotherMachine(MigrationError):
     """A machine cannot come in: it is here, comes already, or is not the one that came before under this id."""
 
@@ -63,6 +67,7 @@ class Hosted:
     phase: str = ""
     problem: str | None = None
     """Why it does not run, though it should."""
+    gone: trio.Event = attrs.field(factory=trio.Event)
     told: trio.Event = attrs.field(factory=trio.Event)
     """Nothing is owed to a source, as far as it can be reached."""
 
@@ -439,6 +444,10 @@ class Hosted:
     async def _keep(self, birth: Birth) -> StateDirectory | None:
         """See `migrate.daemon.node`."""
         if self.vm_id is None:
+            other = self.host.machines.get(birth.vm_id)
+            if other is not None and not other.stays:  # its source gave it up, and this side is not done with that
+                with trio.move_on_after(self.host.settings.pace * GONE_WITHIN_S):
+                    await other.gone.wait()
             if birth.vm_id in self.host.machines:
                 raise AnotherMachine("this machine is here already, or comes in another migration")
             self.claim(birth.vm_id)
