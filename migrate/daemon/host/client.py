@@ -12,7 +12,7 @@ import trio
 
 from migrate.daemon.address import BadInput
 from migrate.daemon.host.requests import LINE_MAX, Request, request_json
-from migrate.daemon.pair import lines_of
+from migrate.daemon.launching import lines_of
 
 Json = dict[str, Any]
 

@@ -19,7 +19,8 @@ import trio
 from migrate.daemon.host.client import Controller, controlling
 from migrate.daemon.host.requests import Boot, Inspect, List, Status
 from migrate.daemon.host.sending import send_all
-from migrate.daemon.pair import PROCESS_PATIENCE_S, DaemonDied, Event, lines_of
+from migrate.daemon.launching import lines_of
+from migrate.daemon.pair import PROCESS_PATIENCE_S, DaemonDied, Event
 
 Document = dict[str, Any]
 
