@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import trio
 
-from migrate.daemon.host.client import Controller, Denied
+from migrate.daemon.host.client import Controller, Denied, HostGone
 from migrate.daemon.host.requests import Cancel, Offer, Take, Wait
 
 Document = dict[str, Any]
@@ -23,7 +23,11 @@ async def send_all(
     retries: int,
     note: Callable[[Document], None] = _ignore,
 ) -> list[Document]:
-    """One document for each of `machines`: its outcome, as the target tells it.  `note` is told of each at once."""
+    """One document for each of `machines`: its outcome, as the target tells it.  `note` is told of each at once.
+
+    Raises:
+        HostGone: one of the hosts has ended.
+    """
     done: dict[int, Document] = {}
 
     async def one(number: int, machine: str) -> None:
@@ -35,10 +39,19 @@ async def send_all(
         done[number] = {"asked": machine, **document}
         note(done[number])
 
-    async with trio.open_nursery() as nursery:
-        for number, machine in enumerate(machines):
-            nursery.start_soon(one, number, machine)
+    async with trio.open_nursery() as watching:  # whoever waits for one host does not see the other go
+        for host in (source, target):
+            watching.start_soon(_fail_when_gone, host)
+        async with trio.open_nursery() as nursery:
+            for number, machine in enumerate(machines):
+                nursery.start_soon(one, number, machine)
+        watching.cancel_scope.cancel()
     return [done[number] for number in range(len(machines))]
+
+
+async def _fail_when_gone(host: Controller) -> None:
+    await host.gone.wait()
+    raise HostGone(f"the host at {host.path} has ended")
 
 
 async def send_one(source: Controller, target: Controller, machine: str, retries: int) -> Document:
