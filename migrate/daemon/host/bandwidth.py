@@ -5,9 +5,12 @@ the queue at most, that is a round robin.  A paused machine does not wait: what 
 others wait longer for it, but its guest does not.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import attrs
 import trio
 
+from migrate.daemon.link import SocketLink
 from migrate.engine.ports import Clock, Link, Observer
 from migrate.engine.ram import BATCH_PAGES, CAPPED_BATCH_S, MappedRam, RamReceiver, RamSender
 from sim_vmm.lifecycle import MachineState
@@ -99,11 +102,18 @@ class _SharingSender(RamSender):
         share = self.shared.rate / (1 + self.shared.waiting)
         return max(1, min(BATCH_PAGES, int(share * CAPPED_BATCH_S / PAGE_SIZE)))
 
+    def _patiently(self) -> AbstractContextManager[None]:
+        """Whoever waits can be cancelled, and waits no longer than the peer does for its next frame."""
+        if isinstance(self.link, SocketLink):
+            return self.link.patiently("waiting for a share of the bandwidth")
+        return nullcontext()
+
     async def _keep_to_bandwidth(self, start_ns: int, sent: int) -> None:
         size = sent - self._spent if sent >= self._spent else sent  # each round counts from nothing
         self._spent = sent
         if self.machine.state is MachineState.PAUSED:
             self.shared.count(size)
             return
-        await self.shared.spend(size)
+        with self._patiently():
+            await self.shared.spend(size)
         await super()._keep_to_bandwidth(start_ns, sent)
