@@ -3,13 +3,13 @@
 import json
 import sys
 
-from benchmarks import handoff, ram, rest, simulation, tls
+from benchmarks import crowd, handoff, ram, rest, simulation, tls
 
 
 def main() -> None:
     as_json = "--json" in sys.argv[1:]
     documents = []
-    for module in (ram, tls, rest, handoff, simulation):  # RAM first: it forks, and the process is still small
+    for module in (ram, tls, rest, handoff, simulation, crowd):  # RAM first: it forks, and the process is still small
         for result in module.results():
             print(result, file=sys.stderr if as_json else sys.stdout, flush=True)
             documents.append(result.as_json())

@@ -22,8 +22,8 @@ import pytest
 import trio
 
 from migrate.cli.exploring import simulated
-from migrate.cli.migrating import born
 from migrate.cli.specs import read
+from migrate.daemon.birth import born
 from migrate.daemon.launching import ForkLauncher, Launcher
 from migrate.daemon.lives import Life
 from migrate.faults.explore import Experiment, Tried

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import access, checking, exploring, migrating, specs, state, wire
+from migrate.cli import access, checking, crowd, exploring, host, migrating, serving, specs, state, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
@@ -33,6 +33,9 @@ app.command(checking.matrix)
 app.command(migrating.rehearse)
 app.command(migrating.source)
 app.command(migrating.target)
+app.command(serving.serve)
+app.command(host.app)
+app.command(crowd.crowd)
 app.command(state.status)
 app.command(state.resolve)
 app.command(exploring.explore)

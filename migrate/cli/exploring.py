@@ -13,12 +13,13 @@ import attrs
 import trio
 from cyclopts import Parameter
 
-from migrate.cli.migrating import born, plan_for_real
+from migrate.cli.migrating import plan_for_real
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
+from migrate.daemon.birth import born
 from migrate.daemon.run import ExitCode, leaf_of
 from migrate.daemon.supervisor import NotStarted
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers

@@ -2,12 +2,12 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps as json_of
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Self, TextIO, TypeVar
 from uuid import UUID, uuid4
 
 import attrs
@@ -24,6 +24,7 @@ from migrate.cli.summary import print_summary
 from migrate.cli.units import parse_rate
 from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
+from migrate.daemon.birth import born
 from migrate.daemon.events import EventLog, json_lines
 from migrate.daemon.guests import MEMORY_MB_MAX
 from migrate.daemon.node import new_node_name
@@ -59,7 +60,6 @@ from migrate.reports.told import timeline_of
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
 from sim_vmm.guest import LedgerGuest, StampGuest
-from sim_vmm.spec import Spec, build_spec, host_cpuid
 
 From = Annotated[str, Parameter(name="--from", help="Release that the source's build is.")]
 To = Annotated[str, Parameter(name="--to", help="Release that the target's build is.")]
@@ -350,7 +350,7 @@ def rehearse(
     policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
-    common = _arguments({"--releases": releases})
+    common = arguments_of({"--releases": releases})
     limits = {
         "--downtime-limit-ms": downtime_limit_ms,
         "--bandwidth": bandwidth,
@@ -358,11 +358,11 @@ def rehearse(
         "--rounds-max": rounds_max,
         "--precopy-time-max-s": precopy_time_max_s,
     }
-    of_birth = _arguments({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
-    as_source = _arguments({"--from": from_, **limits})
+    of_birth = arguments_of({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
+    as_source = arguments_of({"--from": from_, **limits})
     plan = None if faults is None else plan_for_real(faults, wire, tls=tls)
     tries = {"--retries": at_least_0("--retries", retries), "--streams": streams_of(streams)}
-    target_arguments = _arguments({"--to": to, "--replace": replace, **tries})
+    target_arguments = arguments_of({"--to": to, "--replace": replace, **tries})
     if state_dir is not None:
         require_unused(state_dir)
     require_writable(report=report, trace=trace, events=events)
@@ -521,19 +521,11 @@ class RehearsalPlaces:
         left = self.leftovers.left if guest == LedgerGuest.name else None
         state = None if self.state is None else self.state / side
         options = {"--storage": self.leftovers.storage, "--wire": self.wire, "--artefacts": left, "--state-dir": state}
-        return [*_arguments(options), "--audited"]
+        return [*arguments_of(options), "--audited"]
 
 
-def _arguments(options: Mapping[str, object]) -> list[str]:
+def arguments_of(options: Mapping[str, object]) -> list[str]:
     return [text for name, value in options.items() if value is not None for text in (name, str(value))]
-
-
-def born(spec: Spec, memory_mb: int | None) -> Spec:
-    """The spec of a machine that is born on this host: its CPUID is explicit from now on (instance-specs §5)."""
-    board = spec.board if memory_mb is None else attrs.evolve(spec.board, memory_mb=memory_mb)
-    if not 1 <= board.memory_mb <= MEMORY_MB_MAX:
-        raise BadInput(f"{board.memory_mb} MiB of guest RAM: expected 1 to {MEMORY_MB_MAX}")
-    return build_spec(board, spec.components, spec.smbios, host_cpuid=host_cpuid)
 
 
 def checked_pace(pace: float) -> float:
@@ -581,8 +573,10 @@ def read_replacements_file(path: Path | None) -> Replacements:
 
 
 @contextmanager
-def event_log(side: str, events: str | None, quiet: bool) -> Iterator[EventLog]:
-    """Events for people on standard error, and as JSON lines where `events` says."""
+def event_log(
+    side: str, events: str | None, quiet: bool, lines: Callable[[TextIO], Watch] = event_lines
+) -> Iterator[EventLog]:
+    """Events for people on standard error, in `lines`, and as JSON lines where `events` says."""
     log = EventLog(side)
     if events == "-" and quiet:
         raise BadInput("--json and --events - both want standard output; write the events to a file")
@@ -591,7 +585,7 @@ def event_log(side: str, events: str | None, quiet: bool) -> Iterator[EventLog]:
         yield log
         return
     if not quiet:
-        log.listeners.append(event_lines(sys.stderr))
+        log.listeners.append(lines(sys.stderr))
     if events is None:
         yield log
         return

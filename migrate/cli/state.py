@@ -16,6 +16,7 @@ from migrate.cli.progress import event_lines
 from migrate.cli.specs import Json
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog
+from migrate.daemon.host.places import MACHINES
 from migrate.daemon.resolve import Force, Resolution, ResolveOptions
 from migrate.daemon.resolve import resolve as settle
 from migrate.daemon.run import ExitCode
@@ -37,6 +38,8 @@ def status(*, state_dir: StateDirectoryPath, json: Json = False) -> int:
     except StateError as error:
         raise BadInput(str(error)) from error
     machines = [machine_json(state, machine) for machine in state.machines()]
+    for directory in sorted((state_dir / MACHINES).glob("*")):  # of a host, which has one for each
+        machines += _machines_in(directory)
     if json:
         print_json({"state_dir": str(state_dir), "node": state.node, "daemon_pid": state.held_by, "machines": machines})
     else:
@@ -47,6 +50,15 @@ def status(*, state_dir: StateDirectoryPath, json: Json = False) -> int:
         if not machines:
             print_line("no machine has ever been here")
     return ExitCode.DONE if all(machine["settled"] for machine in machines) else ExitCode.NOT_DONE
+
+
+def _machines_in(directory: Path) -> list[dict[str, Any]]:
+    """Raises BadInput: what is there cannot be believed."""
+    try:
+        state = StateDirectory.look(directory)
+    except StateError as error:
+        raise BadInput(str(error)) from error
+    return [machine_json(state, machine) for machine in state.machines()]
 
 
 def _print_machine(machine: dict[str, Any]) -> None:

@@ -19,16 +19,21 @@ Event = dict[str, Any]
 class EventLog:
     """Tells every listener; the observer port of the engines.
 
-    With `tells_messages` every message of the conversation is an event, too: `sends` when it is about to leave, and
-    `receives` when it has come, each with `name` and `bytes`.
+    Facts `about` whom it is are part of every event.  What is `unheard` is told to nobody.  With `tells_messages` every
+    message of the conversation is an event, too: `sends` when it is about to leave, and `receives` when it has come,
+    each with `name` and `bytes`.
     """
 
     side: str
+    unheard: frozenset[str] = attrs.field(default=frozenset(), kw_only=True)
     listeners: list[Callable[[Event], None]] = attrs.field(factory=list)
     tells_messages: bool = False
+    about: dict[str, Any] = attrs.field(factory=dict)
 
     def tell(self, event: str, **facts: Any) -> None:
-        line = {"event": event, "side": self.side, "at_ns": time.monotonic_ns(), **facts}
+        if event in self.unheard:
+            return
+        line = {"event": event, "side": self.side, "at_ns": time.monotonic_ns(), **self.about, **facts}
         for listener in self.listeners:
             listener(line)
 

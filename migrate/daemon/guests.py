@@ -51,7 +51,8 @@ class GuestRunner:
 
     `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
     disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.  `on_running` is told
-    before the guest's first step, and after its last; `on_boot` when it has been booted anew.
+    before the guest's first step, and after its last; `on_boot` when it has been booted anew.  `step_every_s` says how
+    long the guest rests between two steps: many guests of one host have to share its processors.
     """
 
     machine: Machine
@@ -60,6 +61,7 @@ class GuestRunner:
     remake: Callable[[Machine], Awaitable[Machine]] | None = None
     on_running: Callable[[bool], None] = ignore
     on_boot: Callable[[], None] = do_nothing
+    step_every_s: Callable[[], float] = lambda: STEP_EVERY_S
     fenced_off: trio.Event = attrs.field(factory=trio.Event)
     refusal: FenceError | None = None
     _executing: trio.CancelScope | None = None
@@ -144,7 +146,7 @@ class GuestRunner:
                         self.program.step(self.machine)
                         self._steps += 1
                     self.machine.poll()
-                    await trio.sleep(STEP_EVERY_S)
+                    await trio.sleep(self.step_every_s())
                     asleep = self._let_rest(trio.current_time() - began, asleep)
         except FenceError as error:
             self._fail(error)
@@ -194,6 +196,7 @@ class TrioHypervisor:
     on_boot: Callable[[], None] = do_nothing
     on_point: Callable[[str], None] = ignore
     on_made: Callable[[Machine], None] = ignore
+    step_every_s: Callable[[], float] = lambda: STEP_EVERY_S
     arrived_with: Heartbeat | None = None
     rams: dict[Machine, Path] = attrs.field(factory=dict)
     documents: dict[Machine, Variant] = attrs.field(factory=dict)
@@ -209,6 +212,10 @@ class TrioHypervisor:
     def _present_register(self) -> Fence:
         assert self._register is not None, "there is a machine"
         return self._register
+
+    def storage_of(self, birth: Birth) -> Path | None:
+        """The directory of the disks of a machine."""
+        return self.storage
 
     async def create(self, spec: Spec, birth: Birth) -> Machine:
         machine = self.make(spec, birth)
@@ -234,7 +241,7 @@ class TrioHypervisor:
             elif self.ram_path is not None:
                 path = self.ram_path(birth)
                 memory = GuestMemory.create(memory_bytes, path)
-            storage = storage_for(spec, self.storage, fenced=self.fenced)
+            storage = storage_for(spec, self.storage_of(birth), fenced=self.fenced)
             machine = Machine.create(
                 spec,
                 host_clock=self.host_clock,
@@ -265,7 +272,9 @@ class TrioHypervisor:
         await self.runner.resume()
 
     def runner_of(self, machine: Machine, program: GuestProgram) -> GuestRunner:
-        return GuestRunner(machine, program, self.nursery, self.remake, self.on_running, self.on_boot)
+        return GuestRunner(
+            machine, program, self.nursery, self.remake, self.on_running, self.on_boot, self.step_every_s
+        )
 
     async def start_over(self, machine: Machine) -> None:
         self.runner = self.runner_of(machine, self.programs.get(machine) or guest_in(machine.memory))

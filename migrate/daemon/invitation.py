@@ -10,7 +10,7 @@ needs none, as the machine, the generation and both nodes are named there.
 """
 
 import hashlib
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 import attrs
@@ -25,6 +25,15 @@ GIVEN_BACK: Final = "given back"
 
 class IdUsed(Exception):
     """A migration id was given a second time."""
+
+
+class KnownIds(Protocol):
+    """Which ids were used here."""
+
+    def __contains__(self, migration: UUID) -> bool: ...
+
+    async def note(self, migration: UUID, what: str) -> None:
+        """`USED`, or `GIVEN_BACK`.  Raises JournalFailed, StateError."""
 
 
 @attrs.define
@@ -47,7 +56,11 @@ class UsedIds:
 
 
 def _fact(migration: UUID) -> str:
-    return f"migration id {hashlib.sha256(migration.bytes).hexdigest()}"
+    return f"migration id {digest_of_id(migration)}"
+
+
+def digest_of_id(migration: UUID) -> str:
+    return hashlib.sha256(migration.bytes).hexdigest()
 
 
 @attrs.define
@@ -55,7 +68,7 @@ class Invitation:
     """The migration that a daemon is there for; any, if `migration` is None."""
 
     migration: UUID | None = attrs.field(default=None, repr=False)
-    used: UsedIds = attrs.field(factory=UsedIds)
+    used: KnownIds = attrs.field(factory=UsedIds)
     _in_progress: bool = False
 
     @property

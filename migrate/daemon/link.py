@@ -52,6 +52,10 @@ T = TypeVar("T")
 HANDOFF_TYPES: Final = range(Prepare.TYPE, Failure.TYPE)
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class SocketLink:
     """One connection, seen from `role`.  Use it as an async context manager; leaving it closes the connection."""
 
@@ -77,6 +81,7 @@ class SocketLink:
         self._transport: Transport = PlainTransport(stream) if isinstance(stream, trio.SocketStream) else stream
         self._deadlines = deadlines
         self.peer_speaks_ours = False  # it has sent our preface
+        self.on_answer: Callable[[], None] = _nothing  # then
         self._preface_sent = False
         self._ram_bytes = 0
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
@@ -365,6 +370,7 @@ class SocketLink:
             preface = await self._read(bound, len(frames.PREFACE), stop_at=frames.PREFACE, between_frames=True)
             frames.check_preface(bytes(preface))
             self.peer_speaks_ours = True
+            self.on_answer()
         header = frames.decode_header(bytes(await self._read(bound, frames.HEADER.size, between_frames=True)))
         if not header.skippable:
             self._expect(MESSAGES[header.type])

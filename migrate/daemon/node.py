@@ -15,6 +15,7 @@ whoever holds an image asks.
 import secrets
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -66,14 +67,38 @@ def new_node_name() -> str:
 
 @attrs.define(kw_only=True)
 class Node:
-    """`hypervisor` makes its machines; `state` is None if it forgets."""
+    """`hypervisor` makes its machines; `state` is None if it forgets.
+
+    `keep` gives the directory of a machine that comes, where that is another for each machine.
+    """
 
     name: str
     release: Release
     hypervisor: TrioHypervisor
     events: EventLog
     state: StateDirectory | None = None
+    keep: Callable[[Birth], Awaitable[StateDirectory | None]] | None = None
     _forgetful: VolatileJournals = attrs.field(factory=VolatileJournals)
+
+    def use(self, state: StateDirectory) -> None:
+        """Remember there, as the node that it says."""
+        self.state, self.name = state, state.node
+        self.hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
+        state.on_point = self.hypervisor.on_point
+        self.forget_unused_ram()
+
+    async def make_room(self, birth: Birth, peer_address: str) -> None:
+        """Before a machine comes from the source at `peer_address`.
+
+        Raises:
+            MigrationError: it cannot be kept here.
+        """
+        if self.keep is None:
+            return
+        state = await self.keep(birth)
+        if state is not None and state is not self.state:
+            self.use(state)
+            await self.remember(SOURCE_AT, peer_address)
 
     def journals(self, peer_address: str) -> "NodeJournals":
         """Of a target whose source is at `peer_address`: there it will be found if it must be told something."""
@@ -277,6 +302,7 @@ class NodeJournals:
     last: "AnyJournal | None" = None
 
     async def of(self, birth: Birth, name: str) -> "AnyJournal":
+        await self.node.make_room(birth, self.peer_address)
         self.last = self.node.journal(birth, name, self.peer_address)
         return self.last
 

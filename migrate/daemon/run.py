@@ -288,13 +288,10 @@ class Run:
                 state = StateDirectory.open(places.state)
             except StateError as error:
                 raise BadInput(str(error)) from error
-            node.state, node.name = state, state.node
+            node.use(state)
             if failpoints is not None:
                 failpoints.on_trouble = state.meet
             self.used_ids.state = state
-            hypervisor.ram_path = lambda birth: state.ram_path(birth.vm_id)
-            state.on_point = self.visit
-            node.forget_unused_ram()
         self._node = node
         return node
 
@@ -530,7 +527,7 @@ async def be_target(options: TargetOptions, run: Run, nursery: trio.Nursery) -> 
         used_ids=run.used_ids,
     )
     with refusing_bad_input():
-        name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept, run))
+        name, journal = await (come_in(target, node) if kept is None else go_on(target, node, kept))
     if node.hypervisor.runner is None or journal is None:
         run.process.end(ExitCode.INTERRUPTED if target.cancelled else ExitCode.NOT_DONE)
         return
@@ -564,16 +561,16 @@ async def pay(target: TargetDaemon, node: Node, for_s: float = TELL_FOR_S) -> No
         await target.tell(ownership, journal, known_machine(kept).name, for_s)
 
 
-async def go_on(target: TargetDaemon, node: Node, kept: Kept, run: Run) -> tuple[str, AnyJournal | None]:
+async def go_on(target: TargetDaemon, node: Node, kept: Kept) -> tuple[str, AnyJournal | None]:
     """A machine that was here when the process died."""
-    name, state = known_machine(kept).name, run.options.places.state
+    name, state = known_machine(kept).name, None if node.state is None else node.state.path
     match kept.record.holding:
         case Holding.OWNER:
             node.hypervisor.runner, journal = await node.start_again(kept)
         case Holding.READY:
             runner, journal, lost = await node.hold_again(kept, new_attempt(Role.TARGET))
             if lost is not None:
-                run.events.tell("image lost", message=str(lost))
+                node.events.tell("image lost", message=str(lost))
             if await target.ask(runner, name, journal, lost) is None:
                 await pay(target, node)
                 return name, None
@@ -585,15 +582,22 @@ async def go_on(target: TargetDaemon, node: Node, kept: Kept, run: Run) -> tuple
     return name, journal
 
 
-async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> None:
-    """How long the guest was away by its own clock: from its last step there to its first step here."""
+async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> float | None:
+    """How long the guest was away by its own clock, in ms: from its last step there to its first step here.
+
+    None if it has no heartbeat, or does not come to that step.
+    """
     last, runner = hypervisor.arrived_with, hypervisor.runner
     if last is None or runner is None:
-        return
+        return None
     while (now := read_heartbeat(runner.machine.memory)) == last:
+        if runner.machine.state is not MachineState.RUNNING:
+            return None
         await trio.lowlevel.checkpoint()
     assert now is not None, "a guest that was there has not gone"
-    events.tell("guest resumed", blackout_ms=(now.uptime_ns - last.uptime_ns) / 1e6)
+    blackout_ms = (now.uptime_ns - last.uptime_ns) / 1e6
+    events.tell("guest resumed", blackout_ms=blackout_ms)
+    return blackout_ms
 
 
 async def listen(address: Address, access: Access) -> list[trio.SocketListener]:

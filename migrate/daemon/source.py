@@ -7,7 +7,6 @@ when no target has come for a while, or finds by the fence that the target has i
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -15,6 +14,7 @@ import trio
 
 from migrate.daemon.access import Access
 from migrate.daemon.clock import TrioClock
+from migrate.daemon.door import Door, tell_turned_away, turn_away
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner
 from migrate.daemon.invitation import Invitation
@@ -22,14 +22,16 @@ from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, Node
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
 from migrate.daemon.streams import carry_ram
-from migrate.daemon.waiting_room import Caller, WaitingRoom
+from migrate.daemon.waiting_room import Caller
 from migrate.engine.attempt import Attempt
 from migrate.engine.handoff import Holding
 from migrate.engine.ownership import StorageTaken
+from migrate.engine.ports import Ram
+from migrate.engine.ram import MappedRam
 from migrate.engine.source import Served, SourcePorts, SourceSettings, no_common_version, run_source, tell_failure
 from migrate.errors import HandoffInDoubt, MigrationError
 from migrate.protocol.deadlines import Deadlines
-from migrate.protocol.messages import PROTOCOL_VERSIONS, Attach, Hello, HelloFor, Message, Refuse, Role
+from migrate.protocol.messages import PROTOCOL_VERSIONS, Attach, Hello, HelloFor, Message, Role
 from migrate.reasons import Reason
 from sim_vmm.fence import FencedOff
 
@@ -56,20 +58,27 @@ class SourceDaemon:
     access: Access = attrs.field(factory=Access)
     invitation: Invitation = attrs.field(factory=Invitation)
     reclaim_after_s: float = RECLAIM_AFTER_S
+    ram: Ram = attrs.field(factory=MappedRam)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
     in_doubt: trio.Event = attrs.field(factory=trio.Event)
     lost: bool = False
     _current: SocketLink | None = None
     _reclaiming: bool = False
-    _waiting_room: WaitingRoom = attrs.field(factory=WaitingRoom)
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Return when a target owns the machine; with `lost` set, when it must not run here and nobody was given it."""
+        door = Door(self.access, self.deadlines, self.events, lambda _: self)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, door.answer, list(listeners))
+            await self.watch()
+            nursery.cancel_scope.cancel()
+
+    async def watch(self) -> None:
+        """`serve`, where somebody else has the door, and leads here who comes for this machine."""
         if self.journal.record.holding is Holding.COMMITTED:
             self.in_doubt.set()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, self._answer, list(listeners))
             nursery.start_soon(self._heed_fence)
             if self.node is not None and self.node.hypervisor.fence is not None:
                 nursery.start_soon(self._reclaim)
@@ -84,11 +93,14 @@ class SourceDaemon:
         fence = None if self.node is None else self.node.hypervisor.fence
         clock = TrioClock()
         return SourcePorts(
-            link=link, guest=self.runner, journal=self.journal, clock=clock, observer=self.events, fence=fence
+            link=link,
+            guest=self.runner,
+            journal=self.journal,
+            clock=clock,
+            observer=self.events,
+            fence=fence,
+            ram=self.ram,
         )
-
-    def _visit(self, point: str) -> None:
-        self.events.tell("point", name=point)
 
     async def _heed_fence(self) -> None:
         """A machine whose I/O is refused because the disks are another's is over here."""
@@ -134,39 +146,29 @@ class SourceDaemon:
             error = HandoffInDoubt("no target has come; the fence shows that none has started the machine: it is back")
         await self._note(AttemptOutcome(attempt=attempt, error=error))
 
-    async def _answer(self, stream: trio.SocketStream) -> None:
-        with self._waiting_room.caller(stream) as caller:
-            try:
-                transport = await self.access.admit(stream, self.deadlines)
-            except MigrationError as error:
-                self._tell_turned_away(caller, caller.explain(error))
-                return
-            async with SocketLink(
-                Role.SOURCE, transport, self.deadlines, self._visit, self.events.note_message
-            ) as link:
-                if not await self._is_target(link, caller):
-                    return
-                if isinstance(link.opening, Attach):
-                    await self._carry_ram(link, link.opening, caller)
-                    return
-                objection = self._objection(link.opening)
-                if objection is not None:
-                    await self._turn_away(link, objection, caller)
-                    return
-                self._waiting_room.let_in(caller)
-                self._current = link
-                try:
-                    await self._invited(link)
-                finally:
-                    self._current = None
+    async def receive(self, link: SocketLink, caller: Caller) -> None:
+        """Whoever opened the conversation on `link` has come for this machine: see `door`."""
+        if isinstance(link.opening, Attach):
+            await self._carry_ram(link, link.opening, caller)
+            return
+        objection = self._objection(link.opening)
+        if objection is not None:
+            await turn_away(link, objection, caller, self.events)
+            return
+        caller.let_in()
+        self._current = link
+        try:
+            await self._invited(link)
+        finally:
+            self._current = None
 
     async def _carry_ram(self, link: SocketLink, attach: Attach, caller: Caller) -> None:
         """Until the migration in progress has taken the stream as its own, it is a caller like any other."""
         caller.on_crowded_out = link.over.set
         try:
-            await carry_ram(link, attach, self._current, lambda: self._waiting_room.let_in(caller))
+            await carry_ram(link, attach, self._current, caller.let_in)
         except MigrationError as error:
-            self._tell_turned_away(caller, str(error))
+            tell_turned_away(self.events, caller, str(error))
 
     def _objection(self, opening: Message | None) -> Reason | None:
         """Why whoever said this must not have the machine now."""
@@ -183,28 +185,18 @@ class SourceDaemon:
         if not isinstance(link.opening, HelloFor):
             await self._attempt(link)
             return
+        invitation = self.invitation
         try:
-            await self.invitation.use()
+            await invitation.use()
         except MigrationError as error:
             self.events.tell("turned away", error=str(error))
             await tell_failure(link, "hello", error)
             return
         await self._attempt(link)
         try:
-            await self.invitation.end(undone=not self.attempts[-1].attempt.committed)
+            await invitation.end(undone=not self.attempts[-1].attempt.committed)
         except MigrationError as error:
             self.events.tell("not remembered", message=f"that the migration id may be used again: {error}")
-
-    async def _is_target(self, link: SocketLink, caller: Caller) -> bool:
-        """Whether a target is there: nobody occupies the machine before having opened the conversation."""
-        try:
-            await link.hear_opening()
-        except MigrationError as error:
-            self._tell_turned_away(caller, caller.explain(error))
-            if link.peer_speaks_ours and not caller.crowded_out:
-                await tell_failure(link, "hello", error)
-            return False
-        return True
 
     async def _attempt(self, link: SocketLink) -> None:
         attempt = Attempt(side=Role.SOURCE, clock=TrioClock())
@@ -234,12 +226,3 @@ class SourceDaemon:
         if record.holding is Holding.NOT_OWNER or self.runner.fenced_off.is_set():
             self.lost = outcome.outcome is not Outcome.MIGRATED
             self.over.set()
-
-    async def _turn_away(self, link: SocketLink, objection: Reason, caller: Caller) -> None:
-        """Answer the hello, so that the refusal is understood; who came to settle will come again."""
-        self._tell_turned_away(caller, objection.message)
-        with suppress(MigrationError):  # it has gone, or what it said cannot be refused
-            await link.send(Refuse(reasons=(objection,)))
-
-    def _tell_turned_away(self, caller: Caller, why: str) -> None:
-        self.events.tell("turned away", peer=caller.address, error=why)

@@ -17,11 +17,12 @@ from migrate.daemon.address import Address
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.events import EventLog
 from migrate.daemon.guests import GuestRunner, TrioHypervisor
-from migrate.daemon.invitation import Invitation, UsedIds
+from migrate.daemon.invitation import Invitation, KnownIds, UsedIds
 from migrate.daemon.journal import Owed
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, ImageLost, Node, NodeJournal, NodeJournals, new_attempt
 from migrate.daemon.outcome import AttemptOutcome, Cancelling, Outcome
+from migrate.daemon.slots import Slots
 from migrate.daemon.source import BUSY
 from migrate.daemon.state import Debt
 from migrate.daemon.transport import Transport
@@ -62,7 +63,11 @@ class Restarted(MigrationError):
 
 @attrs.define
 class TargetDaemon:
-    """Migrates one machine in from the source at `address`, to `node`."""
+    """Migrates one machine in from the source at `address`, to `node`.
+
+    Where many come at once, `openings` are for those whom no source has answered yet: more than fit a waiting room
+    would crowd each other out.
+    """
 
     address: Address
     node: Node
@@ -73,7 +78,8 @@ class TargetDaemon:
     access: Access = attrs.field(factory=Access)
     streams: int = 1
     pace: float = 1.0
-    used_ids: UsedIds = attrs.field(factory=UsedIds)
+    used_ids: KnownIds = attrs.field(factory=UsedIds)
+    openings: Slots | None = None
     invitation: Invitation = attrs.field(init=False)
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     journals: NodeJournals = attrs.field(init=False)
@@ -243,16 +249,23 @@ class TargetDaemon:
         async def dial() -> Transport:
             return await self.access.connect(address, self.deadlines)
 
-        async with SocketLink(
-            Role.TARGET, await dial(), self.deadlines, self._visit, self.events.note_message, dial, self.streams
-        ) as link:
-            self._link = link
-            if self.cancelled:  # while there was no link
-                link.cancel()
-            try:
-                return await converse(self._ports(link))
-            finally:
-                self._link = None
+        opening = None if self.openings is None else await self.openings.take()
+        try:
+            async with SocketLink(
+                Role.TARGET, await dial(), self.deadlines, self._visit, self.events.note_message, dial, self.streams
+            ) as link:
+                if opening is not None:
+                    link.on_answer = opening.release
+                self._link = link
+                if self.cancelled:  # while there was no link
+                    link.cancel()
+                try:
+                    return await converse(self._ports(link))
+                finally:
+                    self._link = None
+        finally:
+            if opening is not None:
+                opening.release()
 
     def _visit(self, point: str) -> None:
         self.events.tell("point", name=point)

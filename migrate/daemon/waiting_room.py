@@ -27,6 +27,8 @@ class Caller:
 
     stream: trio.SocketStream
     crowded_out: bool = False
+    let_in: Callable[[], None] = _nothing
+    """It is known by now, and goes when it wants to."""
     address: str = attrs.field(init=False)
     on_crowded_out: Callable[[], None] = _nothing
 
@@ -62,6 +64,7 @@ class WaitingRoom:
             del self._waiting[longest]
             longest.hang_up()
         caller = Caller(stream)
+        caller.let_in = lambda: self.let_in(caller)
         self._waiting[caller] = None
         try:
             yield caller

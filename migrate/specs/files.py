@@ -67,6 +67,15 @@ def read_spec_file(path: Path, api_version: int | None = None) -> SpecFile:
         raise SpecFileError(str(path), api_version, ((None, problem),)) from None
     except ParseError as problem:
         raise SpecFileError(str(path), api_version, ((None, problem),)) from None
+    return read_spec_document(plain, str(path), api_version)
+
+
+def read_spec_document(plain: Any, file: str, api_version: int | None = None) -> SpecFile:
+    """Check what has been read already; `file` is what it is called in errors.
+
+    Raises:
+        SpecFileError: no version parses it, or a rule of the builder is broken.
+    """
     chosen = None if api_version is None else known_version(api_version)
     problems: list[tuple[int | None, ParseError | SpecError]] = []
     for version in VERSIONS if chosen is None else (chosen,):
@@ -78,9 +87,9 @@ def read_spec_file(path: Path, api_version: int | None = None) -> SpecFile:
         try:
             spec = version.build(document)
         except SpecError as problem:
-            raise SpecFileError(str(path), version.number, ((version.number, problem),)) from None
-        return SpecFile(file=str(path), version=version, spec=spec, notes=tuple(_notes(plain, version)))
-    raise SpecFileError(str(path), api_version, tuple(problems))
+            raise SpecFileError(file, version.number, ((version.number, problem),)) from None
+        return SpecFile(file=file, version=version, spec=spec, notes=tuple(_notes(plain, version)))
+    raise SpecFileError(file, api_version, tuple(problems))
 
 
 def _notes(plain: Mapping[str, Any], version: SpecVersion) -> list[str]:

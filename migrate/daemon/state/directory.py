@@ -82,8 +82,10 @@ class StateDirectory:
         self._closing: list[Callable[[], None]] = []
 
     @classmethod
-    def open(cls, path: Path, *, accept_journal: bool = False) -> Self:
+    def open(cls, path: Path, *, accept_journal: bool = False, node: str | None = None) -> Self:
         """For a daemon.  The directory is made if it is missing, readable for its owner only.
+
+        `node` is the id that a new directory is given; one of its own if None.
 
         With `accept_journal` a journal that cannot be believed is used all the same if it is whole, and otherwise moved
         aside for one in which no machine is known; the node keeps its id if it can be read anywhere.
@@ -99,7 +101,7 @@ class StateDirectory:
             lock = _taken_lock(path)
         try:
             with _host(path):
-                contents = _believed(path, accept_journal=accept_journal)
+                contents = _believed(path, accept_journal=accept_journal, node=node)
                 witness = Witness(path / SEEN)
             try:
                 database = Database(path / JOURNAL, contents, witness)
@@ -341,13 +343,13 @@ def _readable(path: Path) -> Iterator[tuple[Path, int | None]]:
 # Whether the journal can be believed
 
 
-def _believed(path: Path, *, accept_journal: bool) -> Contents:
+def _believed(path: Path, *, accept_journal: bool, node: str | None) -> Contents:
     """What the journal says; a new directory's says nothing yet."""
     try:
         seen = read_seen(path / SEEN)
         missing = not (path / JOURNAL).exists()
         if seen is None and missing and not (path / f"{JOURNAL}-wal").exists():
-            seen = Seen(secrets.token_bytes(16), 0, _new_node())
+            seen = Seen(secrets.token_bytes(16), 0, node or _new_node())
             write_seen(path / SEEN, seen)
             sync_directory(path.parent)
         if seen is not None and seen.sequence == 0 and missing:

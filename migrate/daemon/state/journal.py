@@ -45,14 +45,15 @@ class Committer:
 
     database: Database
     on_point: Callable[[str], None] | None = None
-    _turn: trio.CapacityLimiter = attrs.field(init=False, factory=lambda: trio.CapacityLimiter(1))
+    _turn: trio.Lock = attrs.field(init=False, factory=trio.Lock)
 
     async def commit(self, what: str, change: Callable[[Contents], Contents]) -> Contents:
         """See `Database.commit`; `change` is called in a thread, on what the change before it left."""
         assert what in WRITES, f"{what!r} is a write at whose points nobody has been killed yet"
         self._visit(f"before {what}")
         with trio.CancelScope(shield=True):
-            contents = await trio.to_thread.run_sync(self.database.commit, change, limiter=self._turn)
+            async with self._turn:  # the threads are those of the process: many directories do not need as many
+                contents = await trio.to_thread.run_sync(self.database.commit, change)
         self._visit(f"after {what}")
         return contents
 
