@@ -202,7 +202,7 @@ def test_pages_of_zeros_travel_without_bytes(memory: GuestMemory) -> None:
 def test_a_round_of_many_pages_is_many_batches(memory: GuestMemory) -> None:
     write(memory, *range(PAGE_COUNT))
     batches = [message for message, _ in send_round(memory) if isinstance(message, RamBatch)]
-    assert len(batches) == PAGE_COUNT // BATCH_PAGES == 4
+    assert len(batches) == PAGE_COUNT // BATCH_PAGES >= 2
     assert all(sum(extent.length for extent in batch.extents) == BATCH_PAGES * PAGE_SIZE for batch in batches)
 
 

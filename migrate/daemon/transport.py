@@ -36,8 +36,8 @@ TURN_BYTES: Final = 1 << 22
 """Some two milliseconds of moving bytes."""
 CALL_COST_BYTES: Final = 4096
 """What one system call takes of a turn, whatever it moves."""
-LOW_WATER_BYTES: Final = 512 * 1024
-"""Measured best for batches of 1 MiB: half a batch arrives while the other half is taken."""
+LOW_WATER_BYTES: Final = 1 << 20
+"""Measured best for batches of 2 MiB: half a batch arrives while the other half is taken."""
 ENCRYPT_AT_ONCE: Final = 1 << 18
 """Bytes of one `send`: what stays in a processor's cache between the cipher and the kernel."""
 READ_FIRST: Final = 1 << 14
