@@ -1,6 +1,7 @@
 """Guest RAM over TCP on loopback, against what could be done at most: see `ram_ways`.
 
-`python -m benchmarks.ram [MIB]` does the same with more RAM than the 512 MiB of `make bench`.
+`python -m benchmarks.ram [MIB]` does the same with more RAM than the 512 MiB of `make bench`; `python -m benchmarks.ram
+growth` says whether a GiB of 8 takes as long as one alone, and what memory both sides need beside guest RAM.
 """
 
 import sys
@@ -12,10 +13,22 @@ from typing import Final
 import numpy as np
 
 from benchmarks.measure import Allowance, Result
-from benchmarks.ram_ways import MIB, ForkedTarget, Moved, Target, Way, forked_target, random_memory
+from benchmarks.ram_ways import (
+    MIB,
+    ForkedTarget,
+    Moved,
+    Target,
+    Way,
+    anonymous_bytes,
+    forked_target,
+    random_memory,
+)
 from sim_vmm.memory import PAGE_SIZE, GuestMemory
 
 RAM_MIB: Final = 512
+GIB: Final = 1 << 30
+GROWN_GIB: Final = 8
+GROWTH_RUNS: Final = 3
 RUNS: Final = 7
 STALL_ALLOWED_S: Final = 0.02
 """What an event loop may be kept from everybody else (issue 6)."""
@@ -107,7 +120,29 @@ def scatter(memory: GuestMemory, percent: int) -> int:
     return int(dirty.size)
 
 
+def growth() -> str:
+    with forked_target(GROWN_GIB * GIB) as target, closing(random_memory(GROWN_GIB * GIB)) as memory:
+        a_gib_s: dict[int, list[float]] = {1: [], GROWN_GIB: []}
+        beside = 0
+        for number in range(GROWTH_RUNS + 1):
+            for gib, times in a_gib_s.items():
+                memory.dirty.mark_range(0, gib * GIB // PAGE_SIZE)
+                done = target.move("ours", "warm", memory)
+                beside = max(beside, done.anonymous_bytes, anonymous_bytes())
+                if number:
+                    times.append(done.seconds / gib)
+    ratio = median(a_gib_s[GROWN_GIB]) / median(a_gib_s[1])
+    allowed = 64 * MIB + GROWN_GIB * GIB // 1000
+    return (
+        f"time per GiB at {GROWN_GIB} GiB over that at 1: {ratio:.2f}, at most 1.1; {GROWTH_RUNS} interleaved runs\n"
+        f"memory beside guest RAM, the greater of both sides: {beside / MIB:.0f} MiB of {allowed / MIB:.0f} allowed"
+    )
+
+
 def main() -> None:
+    if sys.argv[1:] == ["growth"]:
+        print(growth())
+        return
     for result in results(int(sys.argv[1]) if len(sys.argv) > 1 else RAM_MIB):
         print(result, flush=True)
 

@@ -164,7 +164,7 @@ def become(arguments: list[str], descriptors: list[int]) -> NoReturn:
         os.closerange(3, 256)
         # What the parent has not written yet is not ours to write.
         sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115  # by number
-        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         Path("/proc/self/comm").write_text(f"migrate {arguments[0]}"[:COMM_MAX])  # for ps and pkill
         code = run(arguments)
     except BaseException:

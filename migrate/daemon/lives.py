@@ -123,12 +123,14 @@ class Life:
             yield since, self.ended_ns
 
     async def hear(self, descriptor: int, take: Callable[[bytes], None]) -> None:
-        async with trio.lowlevel.FdStream(descriptor) as stream:
-            async for line in lines_of(stream):
-                take(line)
-                self.news()
-        self._streams -= 1
-        self.news()
+        try:
+            async with trio.lowlevel.FdStream(descriptor) as stream:
+                async for line in lines_of(stream):
+                    take(line)
+                    self.news()
+        finally:  # or nobody listens any more
+            self._streams -= 1
+            self.news()
 
     def note_status(self, status: int) -> None:
         if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):

@@ -383,11 +383,13 @@ async def supervising(
                 with trio.CancelScope(shield=True):
                     for life in supervisor.lives:
                         life.kill()
-                    await supervisor.until(lambda: all(life.is_over for life in supervisor.lives))
-                    for life in supervisor.lives:
-                        life.close()
-                    if hub is not None:
-                        await hub.end()
+                    try:
+                        await supervisor.until(lambda: all(life.is_over for life in supervisor.lives))
+                    finally:
+                        for life in supervisor.lives:
+                            life.close()
+                        if hub is not None:
+                            await hub.end()
             nursery.cancel_scope.cancel()
     daemons.failpoints.unlink(missing_ok=True)
 
@@ -416,17 +418,21 @@ class Hub:
             self._gone.set()
 
     async def listen(self, descriptor: int, note: Callable[[WireRecord], None]) -> None:
-        async with trio.lowlevel.FdStream(descriptor) as stream:
-            async for line in lines_of(stream):
-                for record in read_records([line.decode() + "\n"]):
-                    note(record)
-        self._heard.set()
+        try:
+            async with trio.lowlevel.FdStream(descriptor) as stream:
+                async for line in lines_of(stream):
+                    for record in read_records([line.decode() + "\n"]):
+                        note(record)
+        finally:
+            self._heard.set()
 
     async def complain(self, descriptor: int) -> None:
-        async with trio.lowlevel.FdStream(descriptor) as stream:
-            async for _ in lines_of(stream):
-                self._ready.set()
-        self._ready.set()
+        try:
+            async with trio.lowlevel.FdStream(descriptor) as stream:
+                async for _ in lines_of(stream):
+                    self._ready.set()
+        finally:
+            self._ready.set()
 
 
 async def begin_hub(launcher: Launcher, nursery: trio.Nursery, path: Path, note: Callable[[WireRecord], None]) -> Hub:
@@ -443,7 +449,12 @@ async def begin_hub(launcher: Launcher, nursery: trio.Nursery, path: Path, note:
         os.close(descriptor)
     nursery.start_soon(hub.listen, out_read, note)
     nursery.start_soon(hub.complain, err_read)
-    await hub._ready.wait()
+    try:
+        await hub._ready.wait()
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await hub.end()
+        raise
     if hub.has_ended:
         raise WireError(f"{path}: there can be no network")
     return hub
