@@ -40,6 +40,7 @@ class MemoryLink:
     out: "trio.MemorySendChannel[bytes]"
     into: "trio.MemoryReceiveChannel[bytes]"
     conversation: Conversation = attrs.field(factory=Conversation)
+    _content: memoryview = attrs.field(factory=lambda: memoryview(b""))
 
     @property
     def transcript(self) -> int:
@@ -70,10 +71,11 @@ class MemoryLink:
             await self.out.send(kept)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
-        content = memoryview(await self.into.receive())
         for buffer in buffers:
-            buffer[:] = content[: len(buffer)]
-            content = content[len(buffer) :]
+            if not self._content:
+                self._content = memoryview(await self.into.receive())
+            buffer[:] = self._content[: len(buffer)]
+            self._content = self._content[len(buffer) :]
 
     def forbid_cancelling(self) -> None:
         pass

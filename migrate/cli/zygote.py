@@ -158,6 +158,7 @@ def become(arguments: list[str], descriptors: list[int]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has those ignore that it puts behind
         os.setsid()
         for place, descriptor in enumerate(descriptors):
             os.dup2(descriptor, place)
