@@ -163,6 +163,31 @@ class Child:
             self._gone.set()
 
 
+class Process(Protocol):
+    """What has to be done to a process to end it; `trio.Process` can, too."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def send_signal(self, number: signal.Signals) -> None: ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> int: ...
+
+
+async def end(process: Process, patience_s: float) -> None:
+    """Tell a process to end, and kill it if it does not within `patience_s`; whoever cancels that waits."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    with trio.move_on_after(patience_s, shield=True) as patience:
+        await process.wait()
+    if patience.cancelled_caught:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
 @asynccontextmanager
 async def child_of(launcher: Launcher, arguments: Sequence[str], *, silent: bool = False) -> AsyncIterator[Child]:
     """A process whose standard input says nothing, and is open until the block is left; not even that if `silent`."""

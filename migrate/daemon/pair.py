@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-from migrate.daemon.launching import Child, InterpreterLauncher, Launcher, Launching, child_of, lines_of
+from migrate.daemon.launching import Child, InterpreterLauncher, Launcher, Launching, child_of, end, lines_of
 from migrate.daemon.wire import WireObserver, recorder
 
 Event = dict[str, Any]
@@ -110,13 +110,7 @@ async def daemon(
             try:
                 yield child
             finally:
-                child.ask_to_end()
-                with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
-                    await process.wait()
-                if patience.cancelled_caught:
-                    process.kill()
-                    with trio.CancelScope(shield=True):
-                        await process.wait()
+                await end(process, PROCESS_PATIENCE_S)
                 with trio.CancelScope(shield=True):
                     await child.silence()
         nursery.cancel_scope.cancel()

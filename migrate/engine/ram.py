@@ -66,6 +66,13 @@ def extents_of(memory: GuestMemory, pages: PageIndices) -> tuple[Extent, ...]:
     )
 
 
+def batch_pages_at(bandwidth: float | None) -> int:
+    """Small enough under a cap of `bandwidth` bytes a second that nobody waits long for the next look at the link."""
+    if bandwidth is None:
+        return BATCH_PAGES
+    return max(1, min(BATCH_PAGES, int(bandwidth * CAPPED_BATCH_S / PAGE_SIZE)))
+
+
 @attrs.define
 class _Staging:
     """Room for the pages of a batch: made once, as large as it was ever needed, since fresh memory is slow."""
@@ -141,10 +148,7 @@ class RamSender:
 
     @property
     def _batch_pages(self) -> int:
-        """Small enough under a bandwidth cap that nobody waits long for the next look at the link."""
-        if self.bandwidth is None:
-            return BATCH_PAGES
-        return max(1, min(BATCH_PAGES, int(self.bandwidth * CAPPED_BATCH_S / PAGE_SIZE)))
+        return batch_pages_at(self.bandwidth)
 
     async def _send_batch(self, number: int, pages: PageIndices) -> tuple[int, int]:
         """Returns how many pages were zero and how many bytes of content went out."""

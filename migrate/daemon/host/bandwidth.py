@@ -12,10 +12,9 @@ import trio
 
 from migrate.daemon.link import SocketLink
 from migrate.engine.ports import Clock, Link, Observer
-from migrate.engine.ram import BATCH_PAGES, CAPPED_BATCH_S, MappedRam, RamReceiver, RamSender
+from migrate.engine.ram import MappedRam, RamReceiver, RamSender, batch_pages_at
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
-from sim_vmm.memory import PAGE_SIZE
 
 
 @attrs.define(eq=False)
@@ -99,8 +98,7 @@ class _SharingSender(RamSender):
         """So small that the batches of all who share take no longer than one of a migration that is alone."""
         if self.shared.rate is None:
             return super()._batch_pages
-        share = self.shared.rate / (1 + self.shared.waiting)
-        return max(1, min(BATCH_PAGES, int(share * CAPPED_BATCH_S / PAGE_SIZE)))
+        return batch_pages_at(self.shared.rate / (1 + self.shared.waiting))
 
     def _patiently(self) -> AbstractContextManager[None]:
         """Whoever waits can be cancelled, and waits no longer than the peer does for its next frame."""

@@ -19,7 +19,7 @@ import trio
 from migrate.daemon.host.client import Controller, controlling
 from migrate.daemon.host.requests import Boot, Inspect, List, Status
 from migrate.daemon.host.sending import send_all
-from migrate.daemon.launching import lines_of
+from migrate.daemon.launching import end, lines_of
 from migrate.daemon.pair import PROCESS_PATIENCE_S, DaemonDied, Event
 
 Document = dict[str, Any]
@@ -95,12 +95,7 @@ async def host_process(side: str, directory: Path, arguments: Sequence[str]) -> 
             async with controlling(control) as host.control:
                 yield host
         finally:
-            with trio.move_on_after(PROCESS_PATIENCE_S, shield=True) as patience:
-                await host.end()
-            if patience.cancelled_caught:
-                process.kill()
-                with trio.CancelScope(shield=True):
-                    await process.wait()
+            await end(process, PROCESS_PATIENCE_S)
             nursery.cancel_scope.cancel()
 
 
