@@ -166,10 +166,8 @@ class Child:
 class Process(Protocol):
     """What has to be done to a process to end it; `trio.Process` can, too."""
 
-    @property
-    def returncode(self) -> int | None: ...
-
-    def send_signal(self, number: signal.Signals) -> None: ...
+    def send_signal(self, number: signal.Signals) -> None:
+        """Unless it has ended."""
 
     def kill(self) -> None: ...
 
@@ -178,8 +176,7 @@ class Process(Protocol):
 
 async def end(process: Process, patience_s: float) -> None:
     """Tell a process to end, and kill it if it does not within `patience_s`; whoever cancels that waits."""
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     with trio.move_on_after(patience_s, shield=True) as patience:
         await process.wait()
     if patience.cancelled_caught:

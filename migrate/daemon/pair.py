@@ -64,8 +64,7 @@ class DaemonProcess:
         return [event for event in self.events if event["event"] == name]
 
     def ask_to_end(self) -> None:
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
 
     async def silence(self) -> None:
         """Return when all that it said has been heard, or nobody listens any more."""

@@ -254,13 +254,7 @@ class Supervisor:
         if side == "source":
             return bool(life.told("listening")) and not life.is_in_attempt
         last = life.told("running", "in doubt", "still in doubt", "attempt", "attempt ended")
-        match None if last is None else last["event"]:
-            case "running":
-                is_waiting = not life.is_in_attempt
-            case "in doubt" | "still in doubt":
-                is_waiting = True
-            case _:
-                is_waiting = False
+        is_waiting = last is not None and last["event"] in ("running", "in doubt", "still in doubt")
         return is_waiting and (peer.is_over or peer.halted)
 
     def kept(self, side: Side) -> MachineState | None:

@@ -19,7 +19,6 @@ Document = dict[str, Any]
 NOT_JUDGED: Final = frozenset({"ledger"})
 """What wants the artefacts of one machine."""
 LEFT_ALONE: Final = "nothing left behind"
-VIOLATIONS_SHOWN: Final = 100
 
 
 @attrs.frozen(kw_only=True)
