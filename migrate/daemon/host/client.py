@@ -26,7 +26,13 @@ class Denied(Exception):
 
 
 class HostGone(Exception):
-    """The host has ended, and will not answer."""
+    """The host whose control socket is at `path` has ended, and will not answer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the host at {path} has ended; start it again from its --state-dir, and migrate host list says which "
+            "machines are where"
+        )
 
 
 @attrs.define(eq=False)
@@ -58,13 +64,13 @@ class Controller:
             async with self._writing:
                 await self._stream.send_all(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise HostGone(f"the host at {self.path} has ended") from None
+            raise HostGone(self.path) from None
         if self.gone.is_set():
             answered.set()
         await answered.wait()
         answer = self._answers.pop(number, None)
         if answer is None:
-            raise HostGone(f"the host at {self.path} has ended")
+            raise HostGone(self.path)
         if "error" in answer:
             raise Denied(answer["error"]["class"], answer["error"]["message"])
         found: Json = answer["ok"]

@@ -51,7 +51,7 @@ async def send_all(
 
 async def _fail_when_gone(host: Controller) -> None:
     await host.gone.wait()
-    raise HostGone(f"the host at {host.path} has ended")
+    raise HostGone(host.path)
 
 
 async def send_one(source: Controller, target: Controller, machine: str, retries: int) -> Document:
