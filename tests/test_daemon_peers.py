@@ -27,6 +27,7 @@ from migrate.protocol.messages import (
     Preamble,
     RamPages,
     Role,
+    RoundStored,
     Settle,
 )
 from sim_vmm.lifecycle import MachineState
@@ -170,7 +171,11 @@ async def test_a_target_that_speaks_while_ram_is_coming_is_heard_and_refused(nei
     for message in illegal_in(Phase.RAM):
         last = await misbehaving_target(source, Phase.RAM, saying(message))
         assert isinstance(last, Failure)
-        assert f"sent {type(message).__name__} " in last.message
+        assert last.error == "RemoteProtocolError"
+        # A receipt may arrive when all of the round has left: one is due then, and its number is what is wrong.
+        assert f"sent {type(message).__name__} " in last.message or (
+            isinstance(message, RoundStored) and "a receipt for round 2 after round 0" in last.message
+        )
         assert_as_good_as_new(source)
     await assert_still_migrates(neighbourhood, source)
 
