@@ -277,6 +277,29 @@ async def test_what_is_done_at_a_byte_is_done_there(byte: int) -> None:
         assert await everything(ends.target) == said[: byte - 1]
 
 
+async def test_a_line_may_be_finished_while_data_is_on_its_way_and_each_end_hears_of_it_once() -> None:
+    said = Random(6).randbytes(1 << 24)  # more than the kernel keeps for ends that do not listen
+
+    async def say(stream: trio.SocketStream) -> None:
+        await stream.send_all(said)
+        await stream.send_eof()
+
+    async with line(NoTap()) as ends:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say, ends.target)
+            await trio.testing.wait_all_tasks_blocked(IDLE_S)
+            (connection,) = ends.proxy.connections
+            nursery.start_soon(connection.finish)
+            await trio.testing.wait_all_tasks_blocked(IDLE_S)
+            heard = await everything(ends.source)
+            assert 0 < len(heard) < len(said)
+            assert said.startswith(heard)
+            assert await everything(ends.target) == b""
+            await ends.source.send_eof()
+        await trio.testing.wait_all_tasks_blocked(IDLE_S)
+        assert connection.is_over
+
+
 async def test_bytes_are_counted_over_all_connections() -> None:
     async def stop(passing: Passing) -> None:
         await passing.go_on_to_offset()

@@ -128,6 +128,8 @@ class Direction:
     _piece_bytes: int = 0
     _late_s: Callable[[], float] | None = None
     _lane: trio.MemorySendChannel[tuple[float, bytes | None]] | None = None
+    _writing: trio.Lock = attrs.field(factory=trio.Lock)
+    _has_ended: bool = False  # and the other end has been told
 
     # What can be done to it
 
@@ -281,7 +283,16 @@ class Direction:
             await self._write(data)
 
     async def _write(self, data: bytes | None) -> None:
-        """None is the end of the stream.  An end that does not listen any more loses what is said to it."""
+        """None is the end of the stream.  An end that does not listen any more loses what is said to it.
+
+        One at a time: an end may be said by a fault while data is on its way, and is said once.
+        """
+        async with self._writing:
+            if not self._has_ended:
+                self._has_ended = data is None
+                await self._write_one(data)
+
+    async def _write_one(self, data: bytes | None) -> None:
         await self._until_it_may_pass()
         try:
             if data is None:
@@ -310,6 +321,7 @@ class Direction:
             await trio.sleep_forever()
 
     async def _end(self) -> None:
+        self._over = True
         await self._deliver_now_or_late(None)
         if self._lane is not None:
             await self._lane.aclose()
