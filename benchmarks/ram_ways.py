@@ -176,7 +176,7 @@ def link_over(role: Role, connections: Sequence[socket.socket]) -> SocketLink:
     """A link that is past negotiation, and its streams."""
     first, *more = (_link(role, connection, Phase.STREAM) for connection in connections)
     first.conversation.phase = Phase.RAM
-    first.streams.links.extend(more)
+    first.streams.rules.others.extend(more)
     return first
 
 

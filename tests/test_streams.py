@@ -130,7 +130,7 @@ async def test_strangers_streams_take_no_place_of_those_that_are_awaited(neighbo
     for number, stranger in enumerate(strangers):
         await stranger.say(Attach(token=bytes([number]) * 16, number=1))
     await wire.say(Streams(token=TOKEN, count=1))
-    await until(lambda: source.daemon._current is not None and source.daemon._current.streams._announced)
+    await until(lambda: source.daemon._current is not None and source.daemon._current.streams.rules._announced)
     awaited = await connected(source.port)
     await awaited.say(Attach(token=TOKEN, number=1))
     late = await connected(source.port)

@@ -37,9 +37,10 @@ class EventLog:
         for listener in self.listeners:
             listener(line)
 
-    def note_message(self, event: str, message: Message, size: int) -> None:
+    def note_message(self, event: str, message: Message, size: int, stream: int = 0) -> None:
         if self.tells_messages:
-            self.tell(event, name=type(message).__name__, bytes=size)
+            about = {"stream": stream} if stream else {}
+            self.tell(event, name=type(message).__name__, bytes=size, **about)
 
 
 def json_lines(stream: TextIO) -> Callable[[Event], None]:

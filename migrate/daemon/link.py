@@ -35,6 +35,7 @@ from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import (
     MESSAGES,
     Accept,
+    Attach,
     Failure,
     Message,
     Preamble,
@@ -65,16 +66,18 @@ class SocketLink:
         stream: trio.SocketStream | Transport,
         deadlines: Deadlines,
         on_point: Callable[[str], None] | None = None,
-        on_message: Callable[[str, Message, int], None] | None = None,
+        on_message: Callable[[str, Message, int, int], None] | None = None,
         dial: Dial | None = None,
         streams: int = 1,
     ) -> None:
         """A stream of sockets is used in the clear.  A target that can `dial` opens so many `streams` in all for RAM.
 
         `on_point` is told of every message of the handoff, before and after it is sent and after it has come;
-        `on_message` of every message that this side `sends` and `receives`, with its size in bytes.
+        `on_message` of every message that this side `sends` and `receives`, with its size in bytes and the number of the
+        stream on which it goes, 0 for the conversation's own connection.
         """
         self.role = role
+        self.number = 0  # as a stream
         self._on_point = on_point
         self._on_message = on_message
         self.conversation = Conversation()
@@ -108,7 +111,7 @@ class SocketLink:
         if isinstance(message, Accept):
             await self.streams.open()
         if isinstance(message, RoundEnd):
-            for link in self.streams.links:
+            for link in self.streams.rules.others:
                 await self.by_way_of(link, partial(link.send, message))
         data = self._encode(message)
         self._visit("before send", message)
@@ -116,18 +119,18 @@ class SocketLink:
         await self._write(self._bound(f"sending {type(message).__name__}", limit_s), memoryview(data))
         self._visit("after send", message)
         if isinstance(message, RoundEnd):
-            self.streams.note_round()
+            self.streams.rules.note_round()
 
     async def receive(self) -> Message:
         if self._opening_is_due and self.opening is not None:
             self._opening_is_due = False
             return self.opening
-        message = await (self.streams.receive() if self.streams.carry else self.receive_here())
+        message = await (self.streams.receive() if self.streams.rules.carry else self.receive_here())
         while isinstance(message, Streams):
-            self.streams.announce(message)
+            self.streams.rules.announce(message)
             message = await self.receive_here()
         if isinstance(message, Welcome):
-            self.streams.version = message.protocol_version
+            self.streams.rules.version = message.protocol_version
         if isinstance(message, Accept):
             with self.patiently("waiting for the target's further connections"):
                 await self.streams.have_come()
@@ -154,7 +157,7 @@ class SocketLink:
                 await self._transport.room()
 
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
-        link = self.streams.next_carrier()
+        link = self.streams.rules.next_carrier
         if link is not self:
             await self.by_way_of(link, partial(link.send_ram, batch, content))
             return
@@ -164,7 +167,7 @@ class SocketLink:
         await self._write(bound, memoryview(data), content, guest_ram=True)
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
-        link = self.streams.carrier
+        link = self.streams.rules.carrier
         if link is not self:
             await self.by_way_of(link, partial(link.receive_ram, buffers))
             return
@@ -182,7 +185,7 @@ class SocketLink:
 
     def _note(self, event: str, message: Message, size: int) -> None:
         if self._on_message is not None:
-            self._on_message(event, message, size)
+            self._on_message(event, message, size, self.number)
 
     # The daemon's side
 
@@ -214,9 +217,11 @@ class SocketLink:
     def has_room(self) -> bool:
         return self._transport.has_room()
 
-    def another(self, transport: Transport) -> "SocketLink":
-        """A further connection to the same peer."""
-        return SocketLink(self.role, transport, self._deadlines)
+    def another(self, transport: Transport, number: int) -> "SocketLink":
+        """A further connection to the same peer, the stream of that `number`."""
+        link = SocketLink(self.role, transport, self._deadlines, on_message=self._on_message)
+        link.number = number
+        return link
 
     def has_time(self) -> None:
         """No phase of its own bounds it any more, as the conversation's phases do."""
@@ -335,6 +340,8 @@ class SocketLink:
         if isinstance(message, Preamble):
             self._ram_bytes = sum(extent.length for extent in message.ram)
         if self.conversation.phase is not before:
+            if isinstance(message, Attach):
+                self.number = message.number
             allowance = self._deadlines.allowance_s(self.conversation.phase, self._ram_bytes)
             self._phase_ends = trio.current_time() + allowance
 
