@@ -73,8 +73,8 @@ class SocketLink:
         """A stream of sockets is used in the clear.  A target that can `dial` opens so many `streams` in all for RAM.
 
         `on_point` is told of every message of the handoff, before and after it is sent and after it has come;
-        `on_message` of every message that this side `sends` and `receives`, with its size in bytes and the number of the
-        stream on which it goes, 0 for the conversation's own connection.
+        `on_message` of every message that this side `sends` and `receives`, with its size in bytes and the stream on
+        which it goes, 0 for the conversation's own connection.
         """
         self.role = role
         self.number = 0  # as a stream

@@ -58,12 +58,12 @@ class StreamsOf:
 
         The target has to be silent there, so a word is that of one that has failed, and whose streams will not come.
         """
-        if self.rules.all_have_come:
+        if self.rules.all_have_come():
             self.rules.adopt()
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_news, self.first, nursery.cancel_scope)
-            while not self.rules.all_have_come:
+            while not self.rules.all_have_come():
                 self._news = trio.Event()
                 await self._news.wait()
             nursery.cancel_scope.cancel()

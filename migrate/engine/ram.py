@@ -88,7 +88,12 @@ class _Staging:
 
 @attrs.frozen
 class MappedRam:
-    """RAM that is mapped into this process, page by page over the link: see `migrate.engine.ports.Ram`."""
+    """RAM that is mapped into this process, page by page over the link: see `migrate.engine.ports.Ram`.
+
+    A batch has at most `batch_pages`.
+    """
+
+    batch_pages: int = BATCH_PAGES
 
     def outgoing(
         self,
@@ -99,7 +104,7 @@ class MappedRam:
         bandwidth: float | None,
         protocol_version: int,
     ) -> "RamSender":
-        return RamSender(machine.memory, link, clock, observer, bandwidth, protocol_version)
+        return RamSender(machine.memory, link, clock, observer, bandwidth, protocol_version, self.batch_pages)
 
     def incoming(self, machine: Machine, link: Link) -> "RamReceiver":
         return RamReceiver(machine.memory, link)
@@ -115,6 +120,7 @@ class RamSender:
     observer: Observer
     bandwidth: float | None = None
     protocol_version: int = PROTOCOL_VERSIONS[0]
+    batch_pages: int = BATCH_PAGES
     rounds: list[Round] = attrs.field(factory=list)
     _told_ns: int = 0
     _staging: _Staging = attrs.field(factory=_Staging)
@@ -148,7 +154,7 @@ class RamSender:
 
     @property
     def _batch_pages(self) -> int:
-        return batch_pages_at(self.bandwidth)
+        return min(self.batch_pages, batch_pages_at(self.bandwidth))
 
     async def _send_batch(self, number: int, pages: PageIndices) -> tuple[int, int]:
         """Returns how many pages were zero and how many bytes of content went out."""

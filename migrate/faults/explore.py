@@ -61,6 +61,7 @@ from migrate.faults.plan import (
     Trigger,
     Truncate,
 )
+from migrate.engine.ram import MappedRam
 from migrate.protocol.messages import Role
 from migrate.simulation.audits import Violation
 from migrate.simulation.hooks import Hooks
@@ -141,6 +142,7 @@ PAIR_DISK_ACTIONS: Final[tuple[Action, ...]] = (
 )
 
 
+SMALL_BATCHES: Final = MappedRam(batch_pages=3)
 NO_LIE_BELIEVED: Final = "no lie believed"
 
 
@@ -171,11 +173,17 @@ class Tried:
 
 @attrs.frozen(kw_only=True)
 class Experiment:
-    """The migration that is disturbed; with `fenced`, of a machine whose disks are on shared storage with a fence."""
+    """The migration that is disturbed; with `fenced`, of a machine whose disks are on shared storage with a fence.
+
+    With more than one of `streams`, RAM goes over so many connections, in so small batches that each carries some of
+    every round; `seed` is that of plans that are not drawn, and decides in which order they deliver.
+    """
 
     spec: Spec
     foundry: Foundry = attrs.field(factory=LightMachines)
     fenced: bool = False
+    streams: int = 1
+    seed: int = 0
 
     def world(self, hooks: Hooks, *, once_more: bool = False, traced: bool = False) -> World:
         return World(
@@ -183,6 +191,8 @@ class Experiment:
             foundry=self.foundry,
             hooks=hooks,
             storage=SharedStorage() if self.fenced else None,
+            streams=self.streams,
+            ram=MappedRam() if self.streams == 1 else SMALL_BATCHES,
             once_more=once_more,
             traced=traced,
         )

@@ -55,7 +55,7 @@ from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import Message, RamContent, Role
 from migrate.simulation.hooks import Hooks
 from migrate.simulation.link import SimulatedLink
-from migrate.simulation.network import Connection, Speed
+from migrate.simulation.network import Connection, Speed, way_of
 from migrate.simulation.node import Life
 from migrate.simulation.scheduler import NS_PER_S
 from migrate.simulation.world import World
@@ -68,8 +68,8 @@ Key = tuple[str, ...]
 def key_of(trigger: Trigger) -> tuple[Key, int]:
     """What has to pass for `trigger`, and how often."""
     match trigger:
-        case AtMessage(message=message, side=side, number=number, moment=moment):
-            return ("message", message, side.value, moment.value), number
+        case AtMessage(message=message, side=side, number=number, moment=moment, stream=stream):
+            return ("message", message, side.value, moment.value, *way_of(stream)), number
         case InPhase(phase=phase, side=side, number=number):
             return ("phase", phase, side.value), number
         case AtWrite(side=side, number=number, moment=moment):
@@ -78,8 +78,8 @@ def key_of(trigger: Trigger) -> tuple[Key, int]:
             return ("take", side.value, moment.value), number
         case InRound(round=number):
             return ("round",), number
-        case AtByte(side=side, byte=byte):
-            return ("byte", side.value), byte
+        case AtByte(side=side, byte=byte, stream=stream):
+            return ("byte", side.value, *way_of(stream)), byte
         case AtTime():
             return ("time",), 0
 
@@ -87,8 +87,9 @@ def key_of(trigger: Trigger) -> tuple[Key, int]:
 def trigger_of(key: Key, number: int) -> Trigger:
     """The trigger that waits for the `number`-th passing of `key`."""
     match key:
-        case ("message", message, side, moment):
-            return AtMessage(message=message, side=Role(side), number=number, moment=Moment(moment))
+        case ("message", message, side, moment, *way):
+            stream = int(way[0]) if way else 0
+            return AtMessage(message=message, side=Role(side), number=number, moment=Moment(moment), stream=stream)
         case ("phase", phase, side):
             return InPhase(phase=phase, side=Role(side), number=number)
         case ("write", side, moment):
@@ -149,6 +150,10 @@ class Injector(Hooks):
 
     # What passes
 
+    @property
+    def seed(self) -> int:
+        return self.plan.seed
+
     def begin(self, world: World) -> None:
         self._world = world
         for _, fault in self._waiting.get(("time",), ()):
@@ -161,23 +166,23 @@ class Injector(Hooks):
             return data
         side = link.side
         if isinstance(message, RamContent) and message.round + 1 > self._counts[("round",)]:
-            self._pass(("round",), link.life, link)
-        key = ("message", type(message).__name__, side, "before")
+            self._pass(("round",), link.life, None if link.way else link)
+        key = ("message", type(message).__name__, side, "before", *link.way)
         for fault in self._due(key):
             data = self._strike_message(fault, link, key, message, data)
         if self._records:
             self._record(key, link.connection.number, data)
-        if self.counts_all or ("byte", side) in self._waiting:
+        if self.counts_all or ("byte", side, *link.way) in self._waiting:
             data = self._count_bytes(link, data)
         return data
 
     def sent(self, link: SimulatedLink, message: Message) -> None:
         if self._sees_all or message.__class__.__name__ in self._awaited:
-            self._pass(("message", type(message).__name__, link.side, "after"), link.life, link)
+            self._pass(("message", type(message).__name__, link.side, "after", *link.way), link.life, link)
 
     def received(self, link: SimulatedLink, message: Message) -> None:
         if self._sees_all or message.__class__.__name__ in self._awaited:
-            self._pass(("message", type(message).__name__, link.peer_side, "received"), link.life, link)
+            self._pass(("message", type(message).__name__, link.peer_side, "received", *link.way), link.life, link)
 
     def entering(self, life: Life, side: Role, phase: str) -> None:
         if self._sees_all or phase in self._awaited:
@@ -263,7 +268,7 @@ class Injector(Hooks):
     def _count_bytes(self, link: SimulatedLink, data: bytes) -> bytes:
         if link.life.world.is_calm:
             return data
-        key = ("byte", link.side)
+        key = ("byte", link.side, *link.way)
         before = self._counts[key]
         self._counts[key] += len(data)
         for at, fault in self._waiting.get(key, ()):
@@ -324,8 +329,8 @@ class Injector(Hooks):
 
     def _strike(self, world: World, fault: Fault, connection: Connection | None) -> None:
         self._note(fault)
-        if connection is None and world.network.connections:
-            connection = world.network.connections[-1]
+        if connection is None:
+            connection = world.network.newest
         if not self._strike_node(world, fault.do) and connection is not None:
             _strike_connection(fault.do, connection)
 

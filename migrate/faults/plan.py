@@ -10,8 +10,12 @@ When, counted from 1, over everything that the sides do from the beginning of th
     round       the n-th RAM round begins
     time        so many seconds after the beginning
 
-A fault strikes once.  What it does to a connection, it does to the one at which it struck, or else to the newest.  What
-it does to data (`DATA_ACTIONS`) needs data, so it can only strike before a message or at a byte.
+Messages and bytes are counted on the connections of conversations or, with `stream`, on their streams of that number:
+which of them carries a batch depends on who has room, so what is counted over all of them would mean little.
+
+A fault strikes once.  What it does to a connection, it does to the one at which it struck, or else to that of the
+newest conversation.  What it does to data (`DATA_ACTIONS`) needs data, so it can only strike before a message or at a
+byte.
 """
 
 from collections.abc import Callable
@@ -20,8 +24,8 @@ from typing import Any, Final
 
 import attrs
 
-from migrate.protocol.conversation import NEXT
-from migrate.protocol.messages import MESSAGES, Role
+from migrate.protocol.conversation import NEXT, Phase
+from migrate.protocol.messages import MESSAGES, STREAMS_MAX, Attach, Failure, Role
 
 
 class PlanError(ValueError):
@@ -39,6 +43,11 @@ SENDERS: Final = {
     name: tuple(sorted({role.value for (_, role, kind) in NEXT if kind.__name__ == name})) or tuple(map(str, Role))
     for name in MESSAGE_NAMES
 }
+OPENS_A_STREAM: Final = Attach.__name__
+ON_STREAMS: Final = tuple(
+    sorted({OPENS_A_STREAM, Failure.__name__, *(kind.__name__ for (at, _, kind) in NEXT if at is Phase.STREAM)})
+)
+"""The messages that are said on a stream."""
 PHASES: Final = (
     "hello",
     "preamble",
@@ -62,27 +71,45 @@ def _above(least: float) -> Callable[[Any, Any, Any], None]:
     return check
 
 
+def _is_stream(_: Any, attribute: Any, value: Any) -> None:
+    if not 0 <= value <= STREAMS_MAX:
+        raise PlanError(f"{attribute.name} is {value}; it must be 0 to {STREAMS_MAX}")
+
+
 # When
 
 
 @attrs.frozen(kw_only=True)
 class AtMessage:
+    """`stream` is 0 for the connection of the conversation."""
+
     message: str
     side: Role
     number: int = attrs.field(default=1, validator=_above(1))
     moment: Moment = Moment.BEFORE
+    stream: int = attrs.field(default=0, validator=_is_stream)
 
     def __attrs_post_init__(self) -> None:
         if self.message not in MESSAGE_NAMES:
             raise PlanError(f"message is {self.message!r}; it must be one of {', '.join(MESSAGE_NAMES)}")
         if self.side not in SENDERS[self.message]:
             raise PlanError(f"side is {self.side}; {self.message} is sent by the {SENDERS[self.message][0]}")
+        if self.stream and self.message not in ON_STREAMS:
+            raise PlanError(
+                f"stream is {self.stream}, where no {self.message} is said; of a stream, message must be one of "
+                f"{', '.join(ON_STREAMS)}"
+            )
+        if not self.stream and self.message == OPENS_A_STREAM:
+            raise PlanError(f"stream is 0; {OPENS_A_STREAM} is said on those from 1 on")
 
 
 @attrs.frozen(kw_only=True)
 class AtByte:
+    """`stream` is 0 for the connection of the conversation."""
+
     side: Role
     byte: int = attrs.field(validator=_above(1))
+    stream: int = attrs.field(default=0, validator=_is_stream)
 
 
 @attrs.frozen(kw_only=True)
@@ -441,13 +468,37 @@ class Fault:
 class Plan:
     """`seed` is the one from which the plan was drawn, 0 if it was not; `spec` a file with the machine.
 
-    With `fence` it is meant for a machine whose disks are on shared storage.
+    In a simulation with several connections, in which order they deliver follows from the seed as well.
+
+    With `fence` it is meant for a machine whose disks are on shared storage, with `streams` for so many connections.
     """
 
     faults: tuple[Fault, ...]
     seed: int = 0
     spec: str = ""
     fence: bool = False
+    streams: int = attrs.field(default=1)
+
+    @streams.validator
+    def _can_be(self, _: Any, value: int) -> None:
+        if not 1 <= value <= STREAMS_MAX:
+            raise PlanError(f"streams is {value}; it must be 1 to {STREAMS_MAX}")
+
+    def over(self, streams: int) -> "Plan":
+        """The plan for so many connections, or for as many as it says itself if those are more.
+
+        Raises:
+            PlanError: it wants to strike a stream that there is not.
+        """
+        streams = max(streams, self.streams)
+        for number, fault in enumerate(self.faults, 1):
+            stream = getattr(fault.when, "stream", 0)
+            if stream >= streams:
+                raise PlanError(
+                    f"fault {number}: stream is {stream}, and the last of {streams} connection{'s' * (streams > 1)} has "
+                    f"number {streams - 1}; say streams = {stream + 1} in the plan, or --streams {stream + 1}"
+                )
+        return attrs.evolve(self, streams=streams)
 
 
 def name_of(value: Trigger | Action, names: "dict[str, type[Trigger]] | dict[str, type[Action]]") -> str:

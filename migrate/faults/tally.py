@@ -23,7 +23,7 @@ from migrate.faults.plan import (
     Trigger,
     name_of,
 )
-from migrate.faults.words import action_words, trigger_words
+from migrate.faults.words import action_words, stream_words, trigger_words
 
 WHY_MAX: Final = 300
 """Characters that are kept of a reason."""
@@ -123,16 +123,17 @@ class Tally:
 def coarse_place(when: Trigger) -> str:
     """Without numbers."""
     match when:
-        case AtMessage(message=message, side=side, moment=moment):
-            return f"{message} received by {side.peer}" if moment == "received" else f"{moment} {message}, {side}"
+        case AtMessage(message=message, side=side, moment=moment, stream=stream):
+            place = f"{message} received by {side.peer}" if moment == "received" else f"{moment} {message}, {side}"
+            return place + stream_words(stream)
         case AtWrite(side=side, moment=moment):
             return f"{moment} a write, {side}"
         case AtTake(side=side, moment=moment):
             return f"{moment} taking the register, {side}"
         case InPhase(phase=phase, side=side):
             return f"{side} enters {phase}"
-        case AtByte(side=side):
-            return f"a byte of {side}"
+        case AtByte(side=side, stream=stream):
+            return f"a byte of {side}{stream_words(stream)}"
         case InRound():
             return "a RAM round begins"
         case AtTime():

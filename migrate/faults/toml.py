@@ -31,6 +31,8 @@ def write_plan(plan: Plan) -> str:
         lines.append(f"spec = {json.dumps(plan.spec)}")
     if plan.fence:
         lines.append("fence = true")
+    if plan.streams > 1:
+        lines.append(f"streams = {plan.streams}")
     for fault in plan.faults:
         when = _table("at", name_of(fault.when, TRIGGERS), fault.when)
         lines += ["", "[[fault]]", f"when = {when}", f"do = {_table('action', name_of(fault.do, ACTIONS), fault.do)}"]
@@ -39,6 +41,8 @@ def write_plan(plan: Plan) -> str:
 
 def _table(key: str, name: str, value: Trigger | Action) -> str:
     fields = attrs.asdict(value, recurse=False)
+    if not fields.get("stream", True):
+        del fields["stream"]  # the conversation's own connection goes without saying
     return "{" + ", ".join(f"{field} = {_text(content)}" for field, content in {key: name, **fields}.items()) + "}"
 
 
@@ -52,7 +56,7 @@ def read_plan(text: str) -> Plan:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"this is no TOML: {error}") from None
-    _refuse_unknown(document, ("seed", "spec", "fence", "fault"), "")
+    _refuse_unknown(document, ("seed", "spec", "fence", "streams", "fault"), "")
     faults = document.get("fault", [])
     if not isinstance(faults, list):
         raise PlanError("fault is no list of tables; write [[fault]]")
@@ -65,8 +69,11 @@ def read_plan(text: str) -> Plan:
     fence = document.get("fence", False)
     if type(fence) is not bool:
         raise PlanError(f"fence is {fence!r}; it must be true or false")
+    streams = document.get("streams", 1)
+    if type(streams) is not int:
+        raise PlanError(f"streams is {streams!r}; it must be an integer")
     read = tuple(_fault(entry, f"fault {number}") for number, entry in enumerate(faults, 1))
-    return Plan(faults=read, seed=seed, spec=spec, fence=fence)
+    return Plan(faults=read, seed=seed, spec=spec, fence=fence, streams=streams)
 
 
 def read_plan_file(path: Path) -> Plan:

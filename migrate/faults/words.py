@@ -24,22 +24,26 @@ from migrate.faults.plan import (
 def trigger_words(when: Trigger) -> str:
     """`before Ready 1, target`: what has to happen, the how many-th time, on which side."""
     match when:
-        case AtMessage(message=message, side=side, number=number, moment=Moment.RECEIVED):
-            return f"{message} {number} received by {side.peer}"
-        case AtMessage(message=message, side=side, number=number, moment=moment):
-            return f"{moment} {message} {number}, {side}"
+        case AtMessage(message=message, side=side, number=number, moment=Moment.RECEIVED, stream=stream):
+            return f"{message} {number} received by {side.peer}{stream_words(stream)}"
+        case AtMessage(message=message, side=side, number=number, moment=moment, stream=stream):
+            return f"{moment} {message} {number}, {side}{stream_words(stream)}"
         case AtWrite(side=side, number=number, moment=moment):
             return f"{moment} write {number}, {side}"
         case AtTake(side=side, number=number, moment=moment):
             return f"{moment} taking the register {number}, {side}"
         case InPhase(phase=phase, side=side, number=number):
             return f"{side} enters {phase}" + ("" if number == 1 else f" ({number})")
-        case AtByte(side=side, byte=byte):
-            return f"byte {byte:,}, {side}"
+        case AtByte(side=side, byte=byte, stream=stream):
+            return f"byte {byte:,}, {side}{stream_words(stream)}"
         case InRound(round=number):
             return f"RAM round {number} begins"
         case AtTime(seconds=seconds):
             return f"after {seconds:g} s"
+
+
+def stream_words(stream: int) -> str:
+    return f", stream {stream}" if stream else ""
 
 
 def action_words(do: Action) -> str:

@@ -100,7 +100,6 @@ class StreamRules(Generic[C]):
         announced = self._announced
         return [] if announced is None else [(announced.token, number) for number in range(1, announced.count + 1)]
 
-    @property
     def all_have_come(self) -> bool:
         """Whether none that was announced is missing."""
         return all(key in self._come for key in self._awaited())

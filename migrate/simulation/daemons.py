@@ -25,13 +25,14 @@ from migrate.engine.target import (
     take_what_is_taken,
     tell_answer,
 )
-from migrate.errors import HandoffInDoubt, MigrationError, Refused
-from migrate.protocol.messages import Refuse, Role
+from migrate.errors import HandoffInDoubt, MigrationError, Refused, RemoteProtocolError
+from migrate.protocol.messages import Attach, Refuse, Role
 from migrate.reasons import Reason
 from migrate.simulation.disk import Debt
 from migrate.simulation.link import SimulatedLink
-from migrate.simulation.node import BUSY_STEPS, Life, SimulatedHypervisor
+from migrate.simulation.node import BUSY_STEPS, BUSY_STEPS_OVER_STREAMS, Life, SimulatedHypervisor
 from migrate.simulation.scheduler import NS_PER_S
+from migrate.simulation.streams import carry_ram
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class SourceDaemon:
             bandwidth=life.world.bandwidth,
         )
         self._busy = self._reclaims = False
+        self._current: SimulatedLink | None = None
 
     async def begin(self) -> None:
         """Find the machine again, or what is left of it."""
@@ -109,24 +111,41 @@ class SourceDaemon:
             life.world.listen(self)
 
     async def answer(self, link: SimulatedLink) -> None:
-        """One connection, from its opening to its end."""
+        """One connection, from its opening to its end; of a stream, until the conversation has it."""
+        is_over = True
         try:
             try:
                 await link.hear_opening()
             except MigrationError as error:
                 await tell_failure(link, "hello", error)
                 return
+            if isinstance(link.opening, Attach):
+                is_over = not await self._carries_ram(link)
+                return
             if self._busy:
                 await self._turn_away(link)
                 return
             self._busy = True
+            self._current = link
             try:
                 await self._attempt(link)
             finally:
                 self._busy = False
+                self._current = None
         finally:
-            if self.life.alive:
+            if is_over and self.life.alive:
                 link.close()
+
+    async def _carries_ram(self, link: SimulatedLink) -> bool:
+        """Whether the conversation of the attempt in progress has taken this stream, and closes it."""
+        attach = await link.receive()
+        assert isinstance(attach, Attach), "it has been looked at"
+        try:
+            carry_ram(link, attach, self._current)
+        except RemoteProtocolError as error:
+            await tell_failure(link, "hello", error)
+            return False
+        return True
 
     async def _turn_away(self, link: SimulatedLink) -> None:
         try:
@@ -137,7 +156,7 @@ class SourceDaemon:
     async def _attempt(self, link: SimulatedLink) -> None:
         life = self.life
         assert life.guest is not None, "a source has a machine"
-        life.guest.busy_steps = BUSY_STEPS
+        life.guest.busy_steps = BUSY_STEPS if life.world.streams == 1 else BUSY_STEPS_OVER_STREAMS
         attempt = Attempt(side=Role.SOURCE, clock=life)
         ports = SourcePorts(
             link=link,

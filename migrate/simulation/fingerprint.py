@@ -73,7 +73,7 @@ class _Worlds(Teller):
         self.parts.append(max(it.cut_until_ns - self._now_ns, 0))
         held = [connection for connection in it.connections if self.has_told(connection)]
         self.all("connections", held)
-        self.parts.append(bool(it.connections) and self.has_told(it.connections[-1]))
+        self.parts.append(it.newest is not None and self.has_told(it.newest))
 
     def _audits(self, it: Audits) -> None:
         """What the audits go by; not what was published, which is told."""

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 class Hooks:
     """Does nothing, and is told everything."""
 
+    @property
+    def seed(self) -> int:
+        """From which follows in which order several connections deliver."""
+        return 0
+
     def begin(self, world: "World") -> None:
         """The run is about to begin."""
 

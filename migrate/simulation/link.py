@@ -14,7 +14,7 @@ from migrate.protocol.conversation import Conversation, OutOfTurn, Phase
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Failure, Message, Preamble, RamContent, Role
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.network import SOCKET_BUFFER, Connection
+from migrate.simulation.network import FOR_EVER_NS, SOCKET_BUFFER, Connection, way_of
 from migrate.simulation.remembering import decode, decode_header, post
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Wait
 
@@ -31,6 +31,7 @@ class SimulatedLink:
         self.life, self.role, self.connection = life, role, connection
         self.peer = role.peer
         self.side, self.peer_side = role.value, self.peer.value
+        self.way = way_of(connection.stream)
         self.conversation = Conversation()
         self.outgoing, self.incoming = connection.pipes[role], connection.pipes[self.peer]
         self._deadlines, self._hooks, self._scheduler = deadlines, hooks, scheduler
@@ -39,7 +40,7 @@ class SimulatedLink:
         self._preface_heard = self._preface_sent = False
         self._allowed_ns = allowances(deadlines, 0)
         self._phase_ends_ns = scheduler.now_ns + self._allowed_ns[Phase.HELLO]
-        self._opening: Message | None = None
+        self.opening: Message | None = None
 
     # The port that engines await
 
@@ -47,8 +48,13 @@ class SimulatedLink:
     def transcript(self) -> int:
         return self.conversation.transcript
 
-    async def send(self, message: Message, content: bytes = b"", reckoned_bytes: int = 0) -> None:
-        """As `Link.send`; `content` follows the frame, and so do bytes that only take their time."""
+    async def send(
+        self, message: Message, content: bytes = b"", reckoned_bytes: int = 0, *, is_taken: bool = False
+    ) -> None:
+        """As `Link.send`; `content` follows the frame, and so do bytes that only take their time.
+
+        With `is_taken` there is room for all of it, and nobody waits until it is on the wire.
+        """
         life, incoming, conversation = self.life, self.incoming, self.conversation
         life.check()
         if incoming.parcels or incoming.is_over or incoming.was_reset:
@@ -74,7 +80,7 @@ class SimulatedLink:
         size, now_ns = len(changed) + reckoned_bytes, self._scheduler.now_ns
         if life.world.traced:
             life.world.say(life.node.name, lambda: f"sends {short(message)}, {size} bytes")
-        if size > SOCKET_BUFFER and on_wire_ns > now_ns:
+        if size > SOCKET_BUFFER and on_wire_ns > now_ns and not is_taken:
             limit_ns = now_ns + (self._farewell_ns if message.__class__ is Failure else self._frame_ns)
             await self._until_on_wire(on_wire_ns, min(limit_ns, phase_ends_ns))
         self._hooks.sent(self, message)
@@ -94,7 +100,7 @@ class SimulatedLink:
         message = None
         if not opening:
             self.life.check()
-            message, self._opening = self._opening, None
+            message, self.opening = self.opening, None
         if message is None:
             incoming, conversation = self.incoming, self.conversation
             limit_ns = self._scheduler.now_ns + self._frame_ns
@@ -128,18 +134,45 @@ class SimulatedLink:
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         self.life.check()
-        limit_ns = min(self._scheduler.now_ns + self._frame_ns, self._phase_ends_ns)
+        limit_ns = self.limit_ns()
         for buffer in buffers:
             buffer[:] = await self._read(len(buffer), limit_ns)
 
     def forbid_cancelling(self) -> None:
         """Nobody cancels here: who does not want an attempt any more kills the process."""
 
+    # What streams need of each other
+
+    @property
+    def has_news(self) -> bool:
+        incoming = self.incoming
+        return bool(incoming.parcels) or incoming.is_over or incoming.was_reset
+
+    @property
+    def has_room(self) -> bool:
+        """As of a socket, also if whoever sends is told that it is lost."""
+        return self.outgoing.wire_free_ns <= self._scheduler.now_ns or self.outgoing.is_closed
+
+    async def wait_for_room(self) -> None:
+        await self._until_on_wire(self.outgoing.wire_free_ns, self.limit_ns())
+
+    def hand_over(self, batch: RamContent, content: bytes, reckoned_bytes: int = 0) -> Coroutine[Any, Any, None]:
+        """Send a batch for which there is room."""
+        return self.send(batch, content, reckoned_bytes, is_taken=True)
+
+    def has_time(self) -> None:
+        """No phase of its own bounds it any more, as the conversation's phases do."""
+        self._phase_ends_ns = FOR_EVER_NS
+
+    def limit_ns(self) -> int:
+        """By when an operation that begins now must have ended."""
+        return min(self._scheduler.now_ns + self._frame_ns, self._phase_ends_ns)
+
     # The daemon's side
 
     async def hear_opening(self) -> None:
         """Wait for the peer's first message, and keep it for `receive`."""
-        self._opening = await self.receive(opening=True)
+        self.opening = await self.receive(opening=True)
 
     def close(self) -> None:
         """What was said still arrives."""
@@ -161,7 +194,7 @@ class SimulatedLink:
         if when_ns > limit_ns:
             raise self._late("sending")
 
-    async def _look_for_failure(self, message: Message) -> None:
+    async def _look_for_failure(self, message: Message | None = None) -> None:
         """If the peer has spoken out of turn it has failed or gone: hear it before writing into the void."""
         if message.__class__ is not Failure and self._preface_heard and self.conversation.phase is not Phase.ENDED:
             heard = await self.receive(opening=True)
@@ -191,6 +224,11 @@ class SimulatedLink:
         if self.incoming.arrived_bytes < length:
             await self._until_arrived(length, limit_ns)
         return self.incoming.take(length)
+
+    async def _until_news(self, limit_ns: int, doing: str) -> None:
+        """Until something has come, on this connection or on one beside it."""
+        if not self._scheduler.let_arrive(limit_ns) and not await Wait(self.incoming.news, limit_ns):
+            raise self._late(doing)
 
     async def _until_arrived(self, length: int, limit_ns: int) -> None:
         incoming = self.incoming

@@ -8,7 +8,10 @@ the latency, and arrive in order.  What can be done to it:
     end         what is under way arrives, then the end of the stream (FIN)
     reset       what is under way is lost, and both ends know (RST)
 
-The port that engines await, over one end of a connection, is in `link`.
+Streams are further connections beside that of a conversation.  Each delivers in order, but between them any order may
+come about: their latencies differ, in a way that follows from a seed (`latencies_ns`).
+
+The port that engines await, over one end of a connection, is in `link`, over several in `streams`.
 """
 
 from collections import deque
@@ -27,6 +30,24 @@ SOCKET_BUFFER: Final = 4096
 """What a sender may have under way without waiting, in bytes: little, as a guest's RAM is little here."""
 
 FOR_EVER_NS: Final = 1 << 62
+
+APART_NS: Final = (60_000, 200_000, 20_000)
+"""By how much each of several connections may be slower than the next one: a batch takes some 12,000 ns on the wire, so
+ends of a round come long before the batches of others, or whole rounds do, or neighbours only change places."""
+ORDERS: Final = 2 * len(APART_NS)
+"""So many seeds give orders that differ."""
+
+
+def latencies_ns(count: int, base_ns: int, seed: int) -> tuple[int, ...]:
+    """Of `count` connections of one conversation, from the first on, which is the fastest or the slowest."""
+    apart_ns = APART_NS[seed % ORDERS // 2]
+    latencies = tuple(base_ns + number * apart_ns for number in range(count))
+    return latencies[::-1] if seed % 2 else latencies
+
+
+def way_of(stream: int) -> tuple[str, ...]:
+    """What tells things that pass on a stream from those that pass in conversations, which come without saying."""
+    return (str(stream),) if stream else ()
 
 
 @attrs.frozen(kw_only=True)
@@ -125,6 +146,11 @@ class Pipe:
         """Nothing more can be put."""
         return self._closed or self.was_reset
 
+    @property
+    def wire_free_ns(self) -> int:
+        """When what has been put is on the wire."""
+        return self._wire_free_ns
+
     def hold(self, ns: int) -> None:
         self._held_until_ns = max(self._held_until_ns, self.scheduler.now_ns + ns)
 
@@ -192,10 +218,11 @@ class Pipe:
 
 @attrs.define(eq=False)
 class Connection:
-    """The pipes by who speaks into them."""
+    """The pipes by who speaks into them; `stream` is 0 for that of a conversation."""
 
     number: int
     pipes: dict[Role, Pipe]
+    stream: int = 0
 
     def hold(self, ns: int) -> None:
         for pipe in self.pipes.values():
@@ -223,12 +250,34 @@ class Network:
     connections: list[Connection] = attrs.field(factory=list)
     cut_until_ns: int = 0
 
-    def connect(self) -> Connection:
-        """Raises TransportLost."""
+    newest: Connection | None = None  # of a conversation
+
+    def connect(self, latency_ns: int | None = None) -> Connection:
+        """For a conversation, with the latency of all or with its own.
+
+        Raises:
+            TransportLost: nobody can be reached.
+        """
+        self.newest = self._connect(latency_ns, 0)
+        return self.newest
+
+    def connect_beside(self, first: Connection, stream: int, latency_ns: int) -> Connection:
+        """A stream of the conversation on `first`: there is news of either for whoever waits for news of the other.
+
+        Raises:
+            TransportLost: nobody can be reached.
+        """
+        connection = self._connect(latency_ns, stream)
+        for role, pipe in connection.pipes.items():
+            pipe.news = first.pipes[role].news
+        return connection
+
+    def _connect(self, latency_ns: int | None, stream: int) -> Connection:
         if self.scheduler.now_ns < self.cut_until_ns:
             raise TransportLost("no route to the source")
-        pipes = {role: Pipe(self.scheduler, self.speed) for role in Role}
-        self.connections.append(Connection(len(self.connections), pipes))
+        speed = self.speed if latency_ns is None else attrs.evolve(self.speed, latency_ns=latency_ns)
+        pipes = {role: Pipe(self.scheduler, speed) for role in Role}
+        self.connections.append(Connection(len(self.connections), pipes, stream))
         return self.connections[-1]
 
     def cut(self, ns: int) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 BUSY_STEPS: Final = 16
 """So many that both rounds have pages that were dirtied meanwhile, and the last one has some as well."""
+BUSY_STEPS_OVER_STREAMS: Final = 4 * BUSY_STEPS
+"""The same where a round is many small batches: more is done for each round, and the guest is to do as much."""
 STEPS_AT_ONCE: Final = 2
 ROUND_STEPS: Final = 32
 CALM_STEP_NS: Final = 2_000_000

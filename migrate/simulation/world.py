@@ -30,11 +30,12 @@ from migrate.simulation.daemons import SourceDaemon, TargetDaemon, daemon_of
 from migrate.simulation.hooks import NO_FAULTS, Hooks
 from migrate.simulation.link import SimulatedLink
 from migrate.simulation.machines import Foundry, LightMachines, step
-from migrate.simulation.network import Network, Speed
+from migrate.simulation.network import Connection, Network, Speed, latencies_ns
 from migrate.simulation.node import HostClocks, Life, Node
 from migrate.simulation.remembering import ByIdentity
 from migrate.simulation.scheduler import NS_PER_S, Scheduler
 from migrate.simulation.storage import SharedStorage
+from migrate.simulation.streams import StreamedLink
 from sim_vmm.fence import Title
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
@@ -74,6 +75,9 @@ class Result:
 class World:
     """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
 
+    With more than one of `streams`, RAM travels over so many connections, which deliver in an order that follows from the
+    seed of the hooks.
+
     With a `storage` there is a fence.  `bandwidth` is the cap that the source keeps to, in bytes a second; `ram` is
     how the machine's RAM travels; `program` is what its guest does between any two things that its process does.
 
@@ -93,6 +97,7 @@ class World:
     ram: Ram = attrs.field(factory=MappedRam)
     program: Callable[[Machine], None] = step
     release: Release = attrs.field(factory=lambda: builtin_releases()[NEWEST])
+    streams: int = 1
     speed: Speed = SPEED
     scheduler: Scheduler = attrs.field(factory=lambda: Scheduler(now_ns=5 * NS_PER_S))
     once_more: bool = False
@@ -100,6 +105,7 @@ class World:
     machines: list[Machine] = attrs.field(factory=list)
     trace: list[str] = attrs.field(factory=list)
     network: Network = attrs.field(init=False)
+    latencies_ns: tuple[int, ...] = attrs.field(init=False)
     source: Node = attrs.field(init=False)
     target: Node = attrs.field(init=False)
     is_calm: bool = False
@@ -110,6 +116,7 @@ class World:
     def __attrs_post_init__(self) -> None:
         self.audits = Audits(self.time, keeps_ledger=self.program is step)
         self.network = Network(self.scheduler, self.speed)
+        self.latencies_ns = latencies_ns(self.streams, self.speed.latency_ns, self.hooks.seed)
         self.source = Node(SOURCE, Role.SOURCE, self)
         self.target = Node(TARGET, Role.TARGET, self, clock_offset_ns=72 * NS_PER_S)
 
@@ -171,7 +178,8 @@ class World:
         for name, ends in self._ends.items():
             for end in ends:
                 if not end.is_closed:
-                    self.audits.violate(AT_REST, f"{name} has not closed connection {end.connection.number}")
+                    stream = f", stream {end.connection.stream}" if end.connection.stream else ""
+                    self.audits.violate(AT_REST, f"{name} has not closed connection {end.connection.number}{stream}")
         self.audits.conclude((self.source, self.target))
 
     def _move_once_more(self) -> None:
@@ -302,27 +310,35 @@ class World:
 
     async def connect(self, life: Life) -> SimulatedLink:
         """Raises TransportLost: nobody can be reached there."""
-        connection = self.network.connect()
+        connection = self.network.connect(self.latencies_ns[0] if self.streams > 1 else None)
         self.scheduler.at(self.scheduler.now_ns + self.speed.latency_ns, self._at_rest)
         await self.scheduler.sleep(2 * self.speed.latency_ns)
+        return self._reach(life, connection)
+
+    async def connect_beside(self, link: StreamedLink, stream: int) -> SimulatedLink:
+        """The target's end of a stream of the conversation on `link`.  Raises TransportLost: nobody can be reached."""
+        latency_ns = self.latencies_ns[stream]
+        connection = self.network.connect_beside(link.connection, stream, latency_ns)
+        await self.scheduler.sleep(2 * latency_ns)
+        return self._reach(link.life, connection)
+
+    def _reach(self, life: Life, connection: Connection) -> SimulatedLink:
+        """Lead a connection to whoever listens; returns its other end."""
         daemon = self._listening
         if daemon is None:
             raise TransportLost("cannot reach the source: connection refused")
-        ends = [
-            SimulatedLink(
-                end.life if isinstance(end, SourceDaemon) else end,
-                role,
-                connection,
-                self.deadlines,
-                self.hooks,
-                self.scheduler,
-            )
-            for role, end in ((Role.SOURCE, daemon), (Role.TARGET, life))
-        ]
+        ends = [self._end(daemon.life, Role.SOURCE, connection), self._end(life, Role.TARGET, connection)]
         for end in ends:
             self._ends.setdefault(end.life.node.name, []).append(end)
         self.spawn(daemon.life, lambda: daemon.answer(ends[0]))
         return ends[1]
+
+    def _end(self, life: Life, role: Role, connection: Connection) -> SimulatedLink:
+        of_link = (life, role, connection, self.deadlines, self.hooks, self.scheduler)
+        if self.streams == 1 or connection.stream:
+            return SimulatedLink(*of_link)
+        dial = self.connect_beside if role is Role.TARGET else None
+        return StreamedLink(*of_link, dial=dial, wanted=self.streams)
 
     def note_outcome(self, life: Life, attempt: Attempt, error: MigrationError | None) -> None:
         if life.alive:
