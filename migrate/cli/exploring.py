@@ -13,7 +13,7 @@ import attrs
 import trio
 from cyclopts import Parameter
 
-from migrate.cli.migrating import plan_for_real
+from migrate.cli.migrating import plan_for_real, streams_of
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
@@ -27,6 +27,7 @@ from migrate.faults.cluster import ClusterError, ClusterLost, cluster
 from migrate.faults.explore import Experiment, Tried
 from migrate.faults.plan import Plan, PlanError
 from migrate.faults.toml import read_plan_file, write_plan
+from migrate.protocol.messages import STREAMS_MAX
 from migrate.rehearsal.real import RealTried, RealWorld
 from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
 from migrate.reports.recording import record
@@ -41,6 +42,9 @@ Fenced = Annotated[
     bool,
     Parameter(name="--fence", negative="", help="The machine's disks are on shared storage, behind a fence."),
 ]
+Streams = Annotated[
+    int, Parameter(name="--streams", help=f"Connections for guest RAM, 1 to {STREAMS_MAX}, as a target opens them.")
+]
 RealMachine = Annotated[
     bool, Parameter(name="--real-machine", negative="", help="Emulate every device of the spec: slower.")
 ]
@@ -52,7 +56,12 @@ def explore(
     *,
     faults: Annotated[int, Parameter(help="How many faults at once, 1 or 2: every schedule of so many is tried.")] = 1,
     random: Annotated[int, Parameter(help="Instead, so many random plans of up to five faults.")] = 0,
-    seed: Annotated[int, Parameter(help="Seed of the first random plan; the others follow.")] = 0,
+    seed: Annotated[
+        int,
+        Parameter(
+            help="Seed of the first random plan; the others follow. With --streams, of the order of delivery, too."
+        ),
+    ] = 0,
     workers_: Annotated[
         int | None, Parameter(name="--workers", help="Processes; by default one for each core.")
     ] = None,
@@ -64,6 +73,7 @@ def explore(
     ] = None,
     out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
     fence: Fenced = False,
+    streams: Streams = 1,
     report: Report = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
@@ -80,9 +90,15 @@ def explore(
     spec
         The machine's spec.
     """
-    order = attrs.evolve(_order(faults, random, seed), fenced=fence)
+    order = _order(faults, random, seed, fence, streams_of(streams))
     _check_workers(workers_, executor)
-    experiment = Experiment(spec=simulated(read(spec, api_version).spec), foundry=foundry(real_machine), fenced=fence)
+    experiment = Experiment(
+        spec=simulated(read(spec, api_version).spec),
+        foundry=foundry(real_machine),
+        fenced=fence,
+        streams=streams,
+        seed=order.seed if order.kind is not Kind.RANDOM else 0,
+    )
     require_writable(report=report)
     work = _campaign(campaign, order, keep_tally=report is not None)
     done_before, begun = work.schedules, time.monotonic()
@@ -97,7 +113,7 @@ def explore(
         )
         return ExitCode.NOT_DONE
     elapsed_s = max(time.monotonic() - begun, 1e-9)
-    left = _leave_plans(work.violations, out, spec, fence)
+    left = _leave_plans(work.violations, out, spec, order)
     document = {
         "schedules": work.schedules,
         "runs": work.runs,
@@ -170,14 +186,16 @@ def _page(work: Campaign, experiment: Experiment, left: list[tuple[Found, Path]]
     return campaign_page(f"explore {spec}", lead, work.tally, outcomes, violations, undisturbed)
 
 
-def _order(faults: int, random: int, seed: int) -> Order:
+def _order(faults: int, random: int, seed: int, fence: bool, streams: int) -> Order:
+    """Of plans that are not drawn, the seed says something only if there are orders of delivery to choose from."""
     if random < 0:
         raise BadInput(f"--random is {random}; it must be 0 or more")
     if random:
-        return Order(kind=Kind.RANDOM, seed=seed, random=random)
+        return Order(kind=Kind.RANDOM, seed=seed, random=random, fenced=fence, streams=streams)
     if faults not in (1, 2):
         raise BadInput(f"--faults is {faults}; it must be 1 or 2, or say --random for more at once")
-    return Order(kind=Kind.SINGLES if faults == 1 else Kind.PAIRS)
+    kind = Kind.SINGLES if faults == 1 else Kind.PAIRS
+    return Order(kind=kind, seed=seed if streams > 1 else 0, fenced=fence, streams=streams)
 
 
 def simulated(spec: Spec) -> Spec:
@@ -217,13 +235,14 @@ def _teller(path: Path | None, begun: float) -> Callable[[Campaign, int], None]:
     return after_chunk
 
 
-def _leave_plans(violations: list[Found], out: Path, spec: Path, fence: bool) -> list[tuple[Found, Path]]:
+def _leave_plans(violations: list[Found], out: Path, spec: Path, order: Order) -> list[tuple[Found, Path]]:
     left = []
     for number, found in enumerate(violations, 1):
         path = out / f"violation-{number:04}.toml"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            path.write_text(write_plan(attrs.evolve(found.plan, spec=str(spec.resolve()), fence=fence)))
+            plan = attrs.evolve(found.plan, spec=str(spec.resolve()), fence=order.fenced, streams=order.streams)
+            path.write_text(write_plan(plan))
         except OSError as error:
             raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from error
         left.append((found, path))
@@ -249,6 +268,7 @@ def replay(
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
     fence: Fenced = False,
+    streams: Streams = 1,
     real: Annotated[
         bool, Parameter(name="--real", negative="", help="On two real daemons on loopback, and not in simulation.")
     ] = False,
@@ -269,21 +289,23 @@ def replay(
         TOML file: what goes wrong, and when.
     """
     try:
-        read_it = read_plan_file(plan)
+        read_it = read_plan_file(plan).over(streams_of(streams))
     except PlanError as error:
-        raise BadInput(str(error)) from error
+        text = str(error)
+        raise BadInput(text if text.startswith(str(plan)) else f"{plan}: {text}") from error
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")
     if real:
         if report is not None or trace is not None:
             raise BadInput("--report and --trace of real daemons are those of migrate rehearse --faults")
-        return replay_real(plan, file, fence=fence, pace=pace, version=api_version, json=json)
+        return replay_real(plan, file, fence=fence, streams=streams, pace=pace, version=api_version, json=json)
     require_writable(report=report, trace=trace)
     experiment = Experiment(
         spec=simulated(read(file, api_version).spec),
         foundry=foundry(real_machine),
         fenced=fence or read_it.fence,
+        streams=read_it.streams,
     )
     tried = experiment.run(read_it)
     facts = [
@@ -296,11 +318,13 @@ def replay(
     return ExitCode.AUDIT_VIOLATED if tried.violations else ExitCode.DONE
 
 
-def replay_real(plan_file: Path, spec_file: Path, *, fence: bool, pace: float, version: int | None, json: bool) -> int:
+def replay_real(
+    plan_file: Path, spec_file: Path, *, fence: bool, streams: int, pace: float, version: int | None, json: bool
+) -> int:
     """The plan on two processes, which are judged by what they tell and leave."""
     if not pace > 0:
         raise BadInput(f"--pace {pace:g}: expected more than 0")
-    plan = plan_for_real(plan_file)
+    plan = plan_for_real(plan_file, streams)
     world = RealWorld(
         spec=born(read(spec_file, version).spec, None),
         spec_file=spec_file,

@@ -360,8 +360,10 @@ def rehearse(
     }
     of_birth = arguments_of({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
     as_source = arguments_of({"--from": from_, **limits})
-    plan = None if faults is None else plan_for_real(faults, wire, tls=tls)
-    tries = {"--retries": at_least_0("--retries", retries), "--streams": streams_of(streams)}
+    streams_of(streams)
+    plan = None if faults is None else plan_for_real(faults, streams, wire, tls=tls)
+    streams = streams if plan is None else plan.streams
+    tries = {"--retries": at_least_0("--retries", retries), "--streams": streams}
     target_arguments = arguments_of({"--to": to, "--replace": replace, **tries})
     if state_dir is not None:
         require_unused(state_dir)
@@ -443,8 +445,12 @@ def rehearse(
     return ExitCode.DONE if result.outcome == "migrated" else ExitCode.NOT_DONE
 
 
-def plan_for_real(file: Path, wire: Path | None = None, *, tls: bool = False) -> Plan:
-    """Raises BadInput: there is no such plan, or it cannot be carried out on real daemons."""
+def plan_for_real(file: Path, streams: int, wire: Path | None = None, *, tls: bool = False) -> Plan:
+    """For so many connections, or as many as it says itself.
+
+    Raises:
+        BadInput: there is no such plan, or it cannot be carried out on real daemons.
+    """
     if wire is not None:
         raise BadInput("--faults brings a network of its own, as daemons come and go; leave --wire out")
     if tls:
@@ -452,7 +458,7 @@ def plan_for_real(file: Path, wire: Path | None = None, *, tls: bool = False) ->
             "--faults strikes at messages, which nobody between the daemons can read with --tls; leave one out"
         )
     try:
-        plan = read_plan_file(file)
+        plan = read_plan_file(file).over(streams)
         require_possible(plan)
     except PlanError as error:
         text = str(error)

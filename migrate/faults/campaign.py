@@ -47,12 +47,16 @@ class Kind(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """What is to be tried; of a random campaign from `seed` on, `random` plans.  `fenced` as of the experiment."""
+    """What is to be tried; of a random campaign from `seed` on, `random` plans.
+
+    `fenced` and `streams` are those of the experiment; with several connections, of other campaigns the seed as well.
+    """
 
     kind: Kind
     seed: int = 0
     random: int = 0
     fenced: bool = False
+    streams: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -226,7 +230,7 @@ def _tried(order: Order, number: int, foresight: Foresight) -> Iterator[Tried]:
                 yield from try_alike(foresight, pairs)
         case Kind.RANDOM:
             last = min(first + CHUNK_PLANS, order.random)
-            yield from (foresight.run(random_plan(order.seed + index)) for index in range(first, last))
+            yield from (foresight.run(random_plan(order.seed + index, order.streams)) for index in range(first, last))
 
 
 def chunks_of(order: Order) -> int:

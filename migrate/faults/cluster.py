@@ -45,6 +45,8 @@ class Shipped:
     document: Any
     foundry: Foundry
     fenced: bool
+    streams: int
+    seed: int
     release: str
 
     @classmethod
@@ -56,6 +58,8 @@ class Shipped:
             document=document,
             foundry=experiment.foundry,
             fenced=experiment.fenced,
+            streams=experiment.streams,
+            seed=experiment.seed,
             release=version(DISTRIBUTION),
         )
 
@@ -64,7 +68,13 @@ class Shipped:
         here = version(DISTRIBUTION)
         if here != self.release:
             raise ClusterError(f"a worker has {DISTRIBUTION} {here}, and here is {self.release}: install the same")
-        return Experiment(spec=BY_NUMBER[self.version].decode(self.document), foundry=self.foundry, fenced=self.fenced)
+        return Experiment(
+            spec=BY_NUMBER[self.version].decode(self.document),
+            foundry=self.foundry,
+            fenced=self.fenced,
+            streams=self.streams,
+            seed=self.seed,
+        )
 
 
 # In a worker

@@ -126,7 +126,7 @@ class Foresight:
     checks: int = 0
     _since: int = 0
     _futures: dict[bytes, Future] = attrs.field(factory=dict)
-    _undisturbed: list[Future | None] = attrs.field(factory=list)
+    _undisturbed: dict[Plan, Future | None] = attrs.field(factory=dict)
 
     def begin(self, number: int) -> None:
         """A piece of the work: which of its plans are checked follows from its `number`, and in time it is each."""
@@ -139,7 +139,7 @@ class Foresight:
             return self.experiment.run(plan)
         injector = Injector(plan, counts_all=self.counts)
         if self.counts and not injector.waits_for_a_time():
-            undisturbed = self._nothing_strikes()
+            undisturbed = self._nothing_strikes(plan.seed)
             if undisturbed is not None and not injector.could_strike(undisturbed.passing or {}):
                 return self.checked(tried_of(plan, injector, undisturbed))
         return self.checked(self._run(plan, injector))
@@ -173,14 +173,15 @@ class Foresight:
         wrong = Violation(SAME_FUTURE, f"what was taken for known is another: {tried.outcome}")
         return attrs.evolve(whole, violations=(*whole.violations, wrong))
 
-    def _nothing_strikes(self) -> Future | None:
+    def _nothing_strikes(self, seed: int) -> Future | None:
         """What comes of a migration that nothing disturbs, with all that passes; None if it violates something."""
-        if not self._undisturbed:
-            injector = Injector(Plan(faults=()), counts_all=True)
+        plan = self.experiment.undisturbed(seed)
+        if plan not in self._undisturbed:
+            injector = Injector(plan, counts_all=True)
             with self.experiment.world(injector, once_more=True) as world:
                 result = world.run()
-            self._undisturbed.append(None if result.violations else _whole(result, injector.counted()))
-        return self._undisturbed[0]
+            self._undisturbed[plan] = None if result.violations else _whole(result, injector.counted())
+        return self._undisturbed[plan]
 
     def _run(self, plan: Plan, injector: Injector) -> Tried:
         """Until its end, or until that is known."""

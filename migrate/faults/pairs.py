@@ -38,7 +38,8 @@ class Pair:
 
     @property
     def plan(self) -> Plan:
-        return Plan(faults=(*self.first.tried.plan.faults, self.second))
+        first = self.first.tried.plan
+        return attrs.evolve(first, faults=(*first.faults, self.second))
 
     @property
     def likeness(self) -> object:
@@ -69,7 +70,7 @@ def alike(experiment: Experiment, firsts: Iterable[Fault]) -> list[list[Pair]]:
     foresight = Foresight(experiment=experiment)
     found: dict[object, list[Pair]] = {}
     for fault in firsts:
-        tried, visits = foresight.visited(Plan(faults=(fault,)))
+        tried, visits = foresight.visited(Plan(faults=(fault,), seed=experiment.seed))
         first = First(tried=tried, visits=visits)
         for second in seconds_after(first.tried):
             pair = Pair(first=first, second=second, rest=first.last_before(second))

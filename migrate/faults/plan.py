@@ -494,9 +494,10 @@ class Plan:
         for number, fault in enumerate(self.faults, 1):
             stream = getattr(fault.when, "stream", 0)
             if stream >= streams:
+                there = "there is none" if streams == 1 else f"the last is stream {streams - 1}"
                 raise PlanError(
-                    f"fault {number}: stream is {stream}, and the last of {streams} connection{'s' * (streams > 1)} has "
-                    f"number {streams - 1}; say streams = {stream + 1} in the plan, or --streams {stream + 1}"
+                    f"fault {number}: stream is {stream}, and {there}; say streams = {stream + 1} in the plan, or "
+                    f"--streams {stream + 1}"
                 )
         return attrs.evolve(self, streams=streams)
 

@@ -75,8 +75,8 @@ class Result:
 class World:
     """See the module.  `spec` is the machine's; `retries` how often the target tries again by itself.
 
-    With more than one of `streams`, RAM travels over so many connections, which deliver in an order that follows from the
-    seed of the hooks.
+    With more than one of `streams`, RAM travels over so many connections, which deliver in an order that follows from
+    the seed of the hooks.
 
     With a `storage` there is a fence.  `bandwidth` is the cap that the source keeps to, in bytes a second; `ram` is
     how the machine's RAM travels; `program` is what its guest does between any two things that its process does.
