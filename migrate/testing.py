@@ -114,10 +114,16 @@ class SimulatedDaemons:
         return cls(spec=read_spec_file(Path(path)).spec, real_machine=real_machine)
 
     def migrate(self, plan: Plan = NO_FAULTS) -> Migration:
-        """One migration, disturbed as `plan` says; the same plan gives the same migration, to the byte."""
+        """One migration, disturbed as `plan` says; the same plan gives the same migration, to the byte.
+
+        Raises:
+            PlanError: it strikes a stream that it does not have.
+        """
         spec = attrs.evolve(self.spec, board=attrs.evolve(self.spec.board, memory_mb=SIMULATED_MEMORY_MB))
         foundry = RealMachines() if self.real_machine else LightMachines()
-        return Migration.of(plan, record(Experiment(spec=spec, foundry=foundry), plan).timeline)
+        plan = plan.over(1)
+        experiment = Experiment(spec=spec, foundry=foundry, streams=plan.streams)
+        return Migration.of(plan, record(experiment, plan).timeline)
 
 
 @attrs.frozen(kw_only=True)

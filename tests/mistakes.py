@@ -15,6 +15,7 @@ import pytest
 
 from tests import mistakes_handoff as handoff
 from tests import mistakes_machine as machine
+from tests import mistakes_streams as streams
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
@@ -25,6 +26,8 @@ class Where(StrEnum):
     SINGLES = "single faults"
     FENCED = "single faults, with a fence"
     REPLAYS = "replays after a reset"
+    STREAMS = "single faults, over two connections"
+    STREAM_REPLAYS = "replays after a reset, over two connections"
 
 
 @attrs.frozen
@@ -70,4 +73,15 @@ MISTAKES: Final = (
     Mistake("the clock is not taken over", machine.leave_the_clock),
     Mistake("the time of the flight is not added", machine.take_no_time_for_the_flight),
     Mistake("the TSC stands still during the flight", machine.let_the_ticks_stand),
+    Mistake("a round is over when the first connection says so", streams.end_with_the_first, Where.STREAMS),
+    Mistake(
+        "streams are heard only until the conversation goes on",
+        streams.hear_streams_only_until_the_conversation_goes_on,
+        Where.STREAMS,
+    ),
+    Mistake("a source begins without its streams", streams.begin_without_streams, Where.STREAMS),
+    Mistake("streams stay open when all is over", streams.leave_streams_open, Where.STREAMS),
+    Mistake(
+        "streams are left out of the transcript", streams.leave_streams_out_of_the_transcript, Where.STREAM_REPLAYS
+    ),
 )

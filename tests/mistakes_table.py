@@ -41,14 +41,16 @@ class Finding:
 
 
 def experiment_of(where: Where) -> Experiment:
-    return Experiment(spec=SPEC, fenced=where is Where.FENCED)
+    streams = 2 if where in (Where.STREAMS, Where.STREAM_REPLAYS) else 1
+    return Experiment(spec=SPEC, fenced=where is Where.FENCED, streams=streams)
 
 
 @cache
 def plans_of(where: Where) -> tuple[Plan, ...]:
     """Undisturbed first, then in a fixed, mixed order: else what comes late in a migration is found late."""
     experiment = experiment_of(where)
-    plans = list(single_plans(experiment) if where is not Where.REPLAYS else _replays(experiment))
+    replays = where in (Where.REPLAYS, Where.STREAM_REPLAYS)
+    plans = list(_replays(experiment) if replays else single_plans(experiment))
     Random(SEED).shuffle(plans)
     return (UNDISTURBED, *plans)
 

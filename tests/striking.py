@@ -118,7 +118,7 @@ class Striker:
     async def after(self, passing: Passing) -> None:
         pass
 
-    def byte_awaited(self, side: Role) -> int | None:
+    def byte_awaited(self, side: Role, stream: int) -> int | None:
         return None
 
     async def at_byte(self, passing: Passing) -> None:

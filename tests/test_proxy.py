@@ -63,8 +63,8 @@ class Watch(NoTap):
     async def after(self, passing: Passing) -> None:
         await self._note(f"{passing.side} after {passing.kind}", passing)
 
-    def byte_awaited(self, side: Role) -> int | None:
-        return self.byte[1] if self.byte is not None and self.byte[0] is side else None
+    def byte_awaited(self, side: Role, stream: int) -> int | None:
+        return self.byte[1] if self.byte is not None and not stream and self.byte[0] is side else None
 
     async def at_byte(self, passing: Passing) -> None:
         self.byte = None
@@ -149,7 +149,7 @@ async def test_what_passes_is_told_frame_by_frame_and_arrives_as_it_was_sent() -
         )
         for moment in ("before", "after")
     ]
-    assert ends.proxy.forwarded == {SOURCE: len(said), TARGET: len(HELLO + STORED)}
+    assert ends.proxy.forwarded == {(SOURCE, 0): len(said), (TARGET, 0): len(HELLO + STORED)}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
+import attrs
 import pytest
 import trio
 
@@ -87,12 +88,15 @@ S, D = Role.SOURCE, Role.TARGET
 BEFORE, AFTER, RECEIVED = Moment.BEFORE, Moment.AFTER, Moment.RECEIVED
 
 
-def at(message: str, side: Role, number: int = 1, moment: Moment = BEFORE) -> AtMessage:
-    return AtMessage(message=message, side=side, number=number, moment=moment)
+def at(message: str, side: Role, number: int = 1, moment: Moment = BEFORE, stream: int = 0) -> AtMessage:
+    return AtMessage(message=message, side=side, number=number, moment=moment, stream=stream)
 
 
-def plan(*faults: tuple[Any, Any]) -> Plan:
-    return Plan(faults=tuple(Fault(when=when, do=do) for when, do in faults))
+def plan(*faults: tuple[Any, Any], streams: int = 1) -> Plan:
+    return Plan(faults=tuple(Fault(when=when, do=do) for when, do in faults), streams=streams)
+
+
+over_two: Final = partial(plan, streams=2)
 
 
 # The same plans, simulated and real
@@ -106,6 +110,8 @@ PATIENT_PLANS: Final = {
     "the target is frozen beyond the deadline": plan((InPhase(phase="handoff", side=D), Freeze(side=D))),
     "the target hangs": plan((InPhase(phase="devices", side=D), Hang(side=D))),
     "the source hangs in the handoff": plan((at("Ready", D, moment=RECEIVED), Hang(side=S))),
+    "a half-open stream": over_two((at("RoundEnd", S, stream=1), HalfOpen())),
+    "a stream that is never heard of": over_two((at("Attach", D, stream=1), OneWay(side=D))),
 }
 """They wait for deadlines."""
 PLANS: Final = PATIENT_PLANS | {
@@ -159,6 +165,27 @@ PLANS: Final = PATIENT_PLANS | {
     "a bit of the first attempt, the end of the second": plan(
         (at("DeviceState", S), FlipBit(bit=-1)), (at("Accept", D, number=2), End())
     ),
+    "nothing, over two connections": over_two(),
+    "nothing, over three connections": plan(streams=3),
+    "a stream's first word cut short": over_two((at("Attach", D, stream=1), Truncate())),
+    "a stream is reset before its first batch": over_two((at("RamPages", S, stream=1), Reset())),
+    "a stream ends after the first round": over_two((at("RoundEnd", S, moment=AFTER, stream=1), End())),
+    "a stream ends after the last round": over_two((at("RoundEnd", S, number=3, moment=RECEIVED, stream=1), End())),
+    "reset at a byte of a stream": over_two((AtByte(side=S, byte=200, stream=1), Reset())),
+    "a bit of a page on a stream": over_two((at("RamPages", S, stream=1), FlipBit(bit=-60))),
+    "a round that ends twice on a stream": over_two((at("RoundEnd", S, stream=1), Duplicate())),
+    "another end of a round on a stream": over_two((at("RoundEnd", S, stream=1), Lie(what=Untruth.WRONG_COUNT))),
+    "a message out of turn on a stream": over_two((at("RamPages", S, stream=1), Lie())),
+    "a stream of an older connection": over_two(
+        (at("Prepare", S), Reset()), (at("Attach", D, number=2, stream=1), Replay())
+    ),
+    "the last of three streams is cut off": plan((at("RoundEnd", S, stream=2), Reset()), streams=3),
+    "the source dies before it ends a round on a stream": over_two((at("RoundEnd", S, stream=1), Kill(side=S))),
+    "the target dies when a stream has ended a round": over_two(
+        (at("RoundEnd", S, moment=RECEIVED, stream=1), Kill(side=D))
+    ),
+    "late words of a stream": over_two((at("Attach", D, stream=1), Delay(side=S))),
+    "the line is reset while there are streams": over_two((InPhase(phase="devices", side=D), Reset())),
 }
 
 
@@ -223,7 +250,7 @@ def test_a_plan_comes_to_the_same_outcome_simulated_and_real(
             real = played.judged()
             assert not real.violations, f"{name}: {real.violations}\n{told(real)}"
             with remembering():
-                assert_same(name, real, experiment.run(PLANS[name]))
+                assert_same(name, real, attrs.evolve(experiment, streams=PLANS[name].streams).run(PLANS[name]))
 
 
 def assert_same(name: str, real: RealTried, simulated: Tried) -> None:

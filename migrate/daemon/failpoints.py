@@ -5,7 +5,7 @@ one, one datagram of JSON, and does nothing more, not even a step of its guest, 
 
     {"at": "phase", "name": "ram"}              an engine enters a phase
     {"at": "point", "name": "before write C"}   the points of `--die-at`
-    {"at": "received", "name": "RoundEnd"}      a message has come, and nobody has seen it yet
+    {"at": "received", "name": "RoundEnd"}      a message has come, and nobody has seen it yet; on stream 1, "RoundEnd 1"
     {"at": "export"}, {"at": "import"}          device state is about to leave a machine, or to come into one
 
 The answer is `{}` to go on, or any of
@@ -69,7 +69,7 @@ class Failpoints:
             case "point":
                 self._ask("point", event["name"])
             case "receives":
-                self._ask("received", event["name"])
+                self._ask("received", f"{event['name']} {event.get('stream', '')}".rstrip())
 
     def watch(self, machine: Machine) -> None:
         """Ask before every export and import of `machine`."""

@@ -2,7 +2,7 @@
 
 Both directions are followed frame by frame; what passes is forwarded as it came, unless whoever taps the line changes
 it.  The `Tap` is told of each message before it goes on and after, and of a byte that it waits for, counted over all
-connections; while it is told, that direction waits, so that what it does happens exactly there.  Page contents are
+connections of conversations, or over all streams of one number; while it is told, that direction waits, so that what it does happens exactly there.  Page contents are
 passed through as they come, and nobody looks at them.
 
 The proxy never fails a conversation by itself.  Bytes that are no frame of ours are forwarded, and from there on that
@@ -24,6 +24,7 @@ and to all of them, and to those that would come: `Proxy.cut` and `Proxy.heal`.
 import math
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -33,7 +34,7 @@ import trio
 from migrate.daemon.address import Address
 from migrate.errors import MigrationError
 from migrate.protocol import frames
-from migrate.protocol.messages import Message, RamContent, Role
+from migrate.protocol.messages import Attach, Message, RamContent, Role
 
 CHUNK: Final = 1 << 18
 LANE_PIECES: Final = 4096
@@ -50,8 +51,11 @@ class Tap(Protocol):
     async def after(self, passing: "Passing") -> None:
         """It is in the hands of the network."""
 
-    def byte_awaited(self, side: Role) -> int | None:
-        """The next byte of what `side` sends, counted from 1 over all connections, at which to call `at_byte`."""
+    def byte_awaited(self, side: Role, stream: int) -> int | None:
+        """The next byte of what `side` sends, at which to call `at_byte`.
+
+        Counted from 1 over all connections of conversations if `stream` is 0, over all streams of that number else.
+        """
 
     async def at_byte(self, passing: "Passing") -> None:
         """The byte awaited is the one at `offset` of the data, which is about to go on."""
@@ -66,7 +70,7 @@ class NoTap:
     async def after(self, passing: "Passing") -> None:
         pass
 
-    def byte_awaited(self, side: Role) -> int | None:
+    def byte_awaited(self, side: Role, stream: int) -> int | None:
         return None
 
     async def at_byte(self, passing: "Passing") -> None:
@@ -82,7 +86,7 @@ class Passing:
     message: Message | None = None
     offset: int = 0
     first: int = 0
-    """How many bytes this side had sent before these."""
+    """How many bytes this side had sent before these, as they are counted."""
 
     @property
     def connection(self) -> "Connection":
@@ -92,6 +96,10 @@ class Passing:
     def side(self) -> Role:
         """Who speaks."""
         return self.direction.side
+
+    @property
+    def stream(self) -> int:
+        return self.connection.stream
 
     @property
     def kind(self) -> str:
@@ -249,6 +257,8 @@ class Direction:
         self._preface_seen = True
         if isinstance(message, RamContent):
             self._content_left = message.content_bytes
+        if isinstance(message, Attach):
+            self.connection.stream = message.number
         return Passing(self, self._taken(end), message)
 
     def _only_bytes(self) -> Passing:
@@ -257,11 +267,11 @@ class Direction:
 
     async def _pass(self, passing: Passing) -> None:
         """Forward, and stop at a byte that is awaited."""
-        proxy = self.connection.proxy
-        passing.first = proxy.forwarded[self.side]
-        proxy.forwarded[self.side] += len(passing.data)
-        last = proxy.forwarded[self.side]
-        while (awaited := proxy.tap.byte_awaited(self.side)) is not None and passing.first < awaited <= last:
+        proxy, counted = self.connection.proxy, (self.side, self.connection.stream)
+        passing.first = proxy.forwarded[counted]
+        proxy.forwarded[counted] += len(passing.data)
+        last = proxy.forwarded[counted]
+        while (awaited := proxy.tap.byte_awaited(*counted)) is not None and passing.first < awaited <= last:
             passing.offset = awaited - passing.first - 1
             await proxy.tap.at_byte(passing)
         await self.deliver(passing.data)
@@ -329,12 +339,16 @@ class Direction:
 
 @attrs.define(eq=False)
 class Connection:
-    """One connection of a target, and what carries it on; `number` counts them from 0."""
+    """One connection of a target, and what carries it on; `number` counts them from 0.
+
+    `stream` is 0 for that of a conversation, and what a stream says of itself, with its first word, else.
+    """
 
     number: int
     proxy: "Proxy"
     near: trio.SocketStream
     far: trio.SocketStream
+    stream: int = 0
     directions: dict[Role, Direction] = attrs.field(init=False)
     is_over: bool = False
     nursery: trio.Nursery = attrs.field(init=False)
@@ -386,13 +400,13 @@ class Connection:
 class Proxy:
     """Listens for targets and carries their connections to where `source` says that it listens now.
 
-    `forwarded` counts bytes over all connections, by who sent them.
+    `forwarded` counts bytes by who sent them, and on which stream, over all connections.
     """
 
     source: Callable[[], Address | None]
     tap: Tap = attrs.field(factory=NoTap)
     connections: list[Connection] = attrs.field(factory=list)
-    forwarded: dict[Role, int] = attrs.field(factory=lambda: dict.fromkeys(Role, 0))
+    forwarded: Counter[tuple[Role, int]] = attrs.field(factory=Counter)
     _cut_until: float = 0.0
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
@@ -410,6 +424,11 @@ class Proxy:
         for connection in self.living:
             for direction in connection.directions.values():
                 direction.release()
+
+    @property
+    def newest(self) -> Connection | None:
+        """That of the newest conversation."""
+        return next((connection for connection in reversed(self.connections) if not connection.stream), None)
 
     @property
     def living(self) -> list[Connection]:

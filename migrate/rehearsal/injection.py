@@ -55,6 +55,7 @@ from migrate.faults.plan import (
 from migrate.faults.words import fault_words
 from migrate.protocol.frames import PREFACE
 from migrate.protocol.messages import RamContent, Role
+from migrate.simulation.network import way_of
 
 NS_PER_S: Final = 1_000_000_000
 CHANGES: Final = ("write ", "new generation", "settle debt")
@@ -89,7 +90,7 @@ class RealInjector:
     _supervisor: Supervisor | None = None
     _counts: Counter[Key] = attrs.field(factory=Counter)
     _waiting: dict[Key, list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
-    _bytes: dict[Role, list[tuple[int, Fault]]] = attrs.field(factory=lambda: {role: [] for role in Role})
+    _bytes: dict[tuple[Role, int], list[tuple[int, Fault]]] = attrs.field(factory=lambda: defaultdict(list))
     _said: dict[Key, list[Said]] = attrs.field(factory=dict)
     _troubles: dict[Side, Counter[DiskTrouble]] = attrs.field(
         factory=lambda: {"source": Counter(), "target": Counter()}
@@ -103,7 +104,7 @@ class RealInjector:
         for fault in self.plan.faults:
             key, number = key_of(fault.when)
             if isinstance(fault.when, AtByte):
-                self._bytes[fault.when.side].append((number, fault))
+                self._bytes[fault.when.side, fault.when.stream].append((number, fault))
             else:
                 self._waiting[key].append((number, fault))
             if isinstance(fault.do, Replay):
@@ -122,8 +123,8 @@ class RealInjector:
     async def before(self, passing: Passing) -> None:
         message = passing.message
         if isinstance(message, RamContent) and message.round + 1 > self._counts[("round",)]:
-            await self._pass(("round",), passing)
-        key = ("message", passing.kind, passing.side.value, "before")
+            await self._pass(("round",), None if passing.stream else passing)
+        key = ("message", passing.kind, passing.side.value, "before", *way_of(passing.stream))
         due = self._due(key)
         is_recorded = key in self._said
         if isinstance(message, RamContent) and (is_recorded or any(_needs_data(fault) for fault in due)):
@@ -135,14 +136,14 @@ class RealInjector:
             self._said[key].append((passing.connection.number, said.removeprefix(PREFACE)))
 
     async def after(self, passing: Passing) -> None:
-        await self._pass(("message", passing.kind, passing.side.value, "after"), passing)
+        await self._pass(("message", passing.kind, passing.side.value, "after", *way_of(passing.stream)), passing)
 
-    def byte_awaited(self, side: Role) -> int | None:
-        waiting = self._bytes[side]
+    def byte_awaited(self, side: Role, stream: int) -> int | None:
+        waiting = self._bytes.get((side, stream))
         return waiting[0][0] if waiting and self._may_strike else None
 
     async def at_byte(self, passing: Passing) -> None:
-        _, fault = self._bytes[passing.side].pop(0)
+        _, fault = self._bytes[passing.side, passing.stream].pop(0)
         await self._strike_data(fault, passing)
 
     # What daemons ask
@@ -153,7 +154,8 @@ class RealInjector:
             case "phase":
                 await self._pass(("phase", name, side))
             case "received":
-                await self._pass(("message", name, Role(side).peer.value, "received"))
+                message, *way = name.split()
+                await self._pass(("message", message, Role(side).peer.value, "received", *way))
             case "point" if what.startswith("write "):
                 await self._pass(("write", side, moment))
             case "point" if what == "take":
@@ -241,9 +243,8 @@ class RealInjector:
     async def _strike(self, fault: Fault, connection: Connection | None) -> None:
         assert self._supervisor is not None, "the play has begun"
         self._note(fault)
-        connections = self._supervisor.proxy.connections
-        if connection is None and connections:
-            connection = connections[-1]
+        if connection is None:
+            connection = self._supervisor.proxy.newest
         if not await self._strike_node(self._supervisor, fault) and connection is not None:
             await self._strike_connection(fault, connection, self._supervisor.daemons.pace)
 

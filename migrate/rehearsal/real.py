@@ -68,7 +68,7 @@ class RealTried:
 
 @attrs.frozen(kw_only=True)
 class RealWorld:
-    """Where and how plans are played.
+    """Where and how plans are played: over as many connections as a plan says, if `target` says nothing else.
 
     `spec` is that of the machine as it is born, as `spec_file` and `source` say; a source that goes on is told
     `as_source` only.  `pace` real seconds are one of the plan's, and of the daemons' deadlines.  Without `fences` the
@@ -105,7 +105,7 @@ class RealWorld:
             states=self.states,
             source=(str(self.spec_file), *self.source),
             as_source=self.as_source,
-            target=self.target,
+            target=(*self.target, *(() if "--streams" in self.target else ("--streams", str(plan.streams)))),
             both=(*self.both, *(() if self.fences else ("--unfenced",))),
             pace=self.pace,
             has_hub_apart=self.has_hub_apart,

@@ -31,9 +31,9 @@ SOCKET_BUFFER: Final = 4096
 
 FOR_EVER_NS: Final = 1 << 62
 
-APART_NS: Final = (60_000, 200_000, 20_000)
+APART_NS: Final = (60_000, 8_000, 200_000)
 """By how much each of several connections may be slower than the next one: a batch takes some 12,000 ns on the wire, so
-ends of a round come long before the batches of others, or whole rounds do, or neighbours only change places."""
+the end of a round comes before any batch of the next connection, or batches come in turn, or far apart."""
 ORDERS: Final = 2 * len(APART_NS)
 """So many seeds give orders that differ."""
 
