@@ -239,8 +239,9 @@ class SocketLink:
             return await work()
         except TransportLost:
             if link is not self:
-                with trio.move_on_after(self._deadlines.farewell_s):
-                    await self.news()
+                if self.streams.rules.waits_for_a_word:
+                    with trio.move_on_after(self._deadlines.farewell_s):
+                        await self.news()
                 with suppress(RemoteProtocolError):
                     await self._look_for_failure()
             raise

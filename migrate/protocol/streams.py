@@ -172,6 +172,14 @@ class StreamRules(Generic[C]):
 
     # On both sides
 
+    @property
+    def waits_for_a_word(self) -> bool:
+        """Whether a side that has lost a stream waits for the peer to say why: if both did, neither would say a word.
+
+        A target that has lost one has nothing else to do than to say so; a source may have a guest that is paused.
+        """
+        return self.role is Role.SOURCE
+
     def note_round(self) -> None:
         """After the conversation's own `RoundEnd`: what was said on the streams."""
         for link in self.others:

@@ -54,14 +54,19 @@ def timeline_of(document: Mapping[str, Any], events: Sequence[Told], *, planned:
 
 
 def _events(ordered: Sequence[Told]) -> Iterator[Event]:
-    """A connection begins with a Hello: on the target when it is sent, on the source when that one is received."""
+    """A conversation begins with a Hello: on the target when it is sent, on the source when that one is received.
+
+    Each of its streams is a connection of its own.
+    """
     begun, at_source = -1, -1
+    connections: dict[tuple[int, int], int] = {}
     for told in ordered:
         side, name = told["side"], told["event"]
         if name in ("sends", "receives"):
             if told["name"] == "Hello":
                 begun += side == TARGET
                 at_source = begun if side == SOURCE else at_source
+            connection = max(at_source if side == SOURCE else begun, 0), told.get("stream", 0)
             yield Event(
                 at_ns=told["at_ns"],
                 side=side,
@@ -69,7 +74,7 @@ def _events(ordered: Sequence[Told]) -> Iterator[Event]:
                 text=told["name"],
                 message=told["name"],
                 size=told["bytes"],
-                connection=max(at_source if side == SOURCE else begun, 0),
+                connection=connections.setdefault(connection, len(connections)),
             )
             continue
         if name == "fault":

@@ -157,7 +157,7 @@ class StreamedLink(SimulatedLink):
     async def _hear_why(self) -> None:
         """Raises what the peer says, if it says anything; it may be in the middle of a round, and then that is all."""
         limit_ns = self._scheduler.now_ns + self._farewell_ns
-        while not self.has_news and self._scheduler.now_ns < limit_ns:
+        while self.rules.waits_for_a_word and not self.has_news and self._scheduler.now_ns < limit_ns:
             if not self._scheduler.let_arrive(limit_ns):
                 await Wait(self.incoming.news, limit_ns)
         with suppress(RemoteProtocolError):
