@@ -153,9 +153,7 @@ class StreamRules(Generic[C]):
         if not isinstance(message, RoundEnd):
             return message
         if self._end is not None and message != self._end:
-            raise RemoteProtocolError(
-                f"one round ends in two ways: {self._end} on one connection, {message} on another"
-            )
+            raise RemoteProtocolError(f"a round ends in two ways: {self._end} on one connection, {message} on another")
         self._end = message
         self._at_end.append(link)
         if self.silent:
