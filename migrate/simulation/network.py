@@ -31,9 +31,12 @@ SOCKET_BUFFER: Final = 4096
 
 FOR_EVER_NS: Final = 1 << 62
 
-APART_NS: Final = (60_000, 8_000, 200_000)
-"""By how much each of several connections may be slower than the next one: a batch takes some 12,000 ns on the wire, so
-the end of a round comes before any batch of the next connection, or batches come in turn, or far apart."""
+APART_NS: Final = (60_000, 3_000, 200_000)
+"""By how much each of several connections may be slower than the next one.
+
+A batch takes some 12,000 ns on the wire, so a round ends on one connection before any batch of the next one comes, or
+batches come in turn, or what belongs together comes far apart.
+"""
 ORDERS: Final = 2 * len(APART_NS)
 """So many seeds give orders that differ."""
 
