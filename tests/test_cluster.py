@@ -122,7 +122,14 @@ def test_a_bug_stays_a_bug() -> None:
 # In a worker
 
 
-@pytest.mark.parametrize("experiment", [EXPERIMENT, Experiment(spec=SPEC, foundry=RealMachines())])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        EXPERIMENT,
+        Experiment(spec=SPEC, foundry=RealMachines()),
+        Experiment(spec=SPEC, fenced=True, streams=3, seed=5),
+    ],
+)
 def test_an_experiment_arrives_as_it_was_sent(experiment: Experiment) -> None:
     assert Shipped.of(experiment).unpacked() == experiment
     assert json.dumps(Shipped.of(experiment).document)  # plain values

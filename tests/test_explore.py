@@ -101,6 +101,27 @@ def test_random_plans_are_stood() -> None:
         assert foresight.run(random_plan(seed)).violations == (), seed
 
 
+@pytest.mark.usefixtures("fast")
+def test_over_several_connections_faults_are_stood_as_well() -> None:
+    experiment = Experiment(spec=SPEC, streams=2, seed=1)
+    foresight = Foresight(experiment=experiment)
+    plans = list(single_plans(experiment))
+    on_stream = [plan for plan in plans if getattr(plan.faults[0].when, "stream", 0) == 1]
+    assert len(plans) > 4000
+    assert len(on_stream) > 1000
+    for plan in (*on_stream[::25], *plans[::40]):
+        tried = foresight.run(plan)
+        assert (tried.violations, tried.fired) == ((), 1), plan
+
+
+@pytest.mark.usefixtures("fast")
+def test_random_plans_over_several_connections_are_stood() -> None:
+    for streams in (2, 3):
+        foresight = Foresight(experiment=Experiment(spec=SPEC, streams=streams), counts=True)
+        for seed in range(100):
+            assert foresight.run(random_plan(seed, streams)).violations == (), seed
+
+
 # Making plans smaller
 
 AT_READY = AtMessage(message="Ready", side=Role.TARGET)

@@ -26,12 +26,15 @@ from migrate.faults.plan import (
     Untruth,
 )
 from migrate.faults.toml import read_plan, write_plan
+from migrate.faults.words import trigger_words
 from migrate.protocol.messages import Role
 
 TRIGGERS: list[Trigger] = [
     AtMessage(message="Ready", side=Role.TARGET, number=2, moment=Moment.RECEIVED),
     AtMessage(message="Commit", side=Role.SOURCE),
+    AtMessage(message="RamPages", side=Role.SOURCE, stream=3),
     AtByte(side=Role.SOURCE, byte=70_000),
+    AtByte(side=Role.TARGET, byte=7, stream=1),
     AtTake(side=Role.TARGET, moment=Moment.AFTER),
     InPhase(phase="last ram", side=Role.SOURCE),
     AtWrite(side=Role.TARGET, number=3, moment=Moment.AFTER),
@@ -54,9 +57,10 @@ def test_every_action_comes_back_from_toml(name: str) -> None:
     assert read_plan(write_plan(plan)) == plan
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: type(trigger).__name__)
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=trigger_words)
 def test_every_trigger_comes_back_from_toml(trigger: Trigger) -> None:
-    plan = Plan(faults=(Fault(when=trigger, do=Kill(side=Role.SOURCE, restart_s=None)),), spec='a "b".json', fence=True)
+    fault = Fault(when=trigger, do=Kill(side=Role.SOURCE, restart_s=None))
+    plan = Plan(faults=(fault,), spec='a "b".json', fence=True, streams=4)
     assert read_plan(write_plan(plan)) == plan
 
 
@@ -86,9 +90,29 @@ WHEN = 'when = {at = "message", message = "Ready", side = "target"}'
 DO = 'do = {action = "reset"}'
 BAD = [
     ("[[fault", "this is no TOML"),
-    ("faults = []", "there is no key 'faults'; known here are seed, spec, fence, fault"),
+    ("faults = []", "there is no key 'faults'; known here are seed, spec, fence, streams, fault"),
     ('seed = "x"', "seed is 'x'; it must be an integer"),
     ("fence = 1", "fence is 1; it must be true or false"),
+    ('streams = "2"', "streams is '2'; it must be an integer"),
+    ("streams = 0", "streams is 0; it must be 1 to 16"),
+    ("streams = 17", "streams is 17; it must be 1 to 16"),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Ready", side = "target", stream = 1}}\n{DO}',
+        "fault 1, when: stream is 1, where no Ready is said; of a stream, message must be one of Attach, Failure, "
+        "RamBatch, RamPages, RoundEnd",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "message", message = "Attach", side = "target"}}\n{DO}',
+        "fault 1, when: stream is 0; Attach is said on those from 1 on",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "byte", byte = 3, side = "target", stream = 17}}\n{DO}',
+        "fault 1, when: stream is 17; it must be 0 to 16",
+    ),
+    (
+        f'[[fault]]\nwhen = {{at = "phase", phase = "ram", side = "target", stream = 1}}\n{DO}',
+        "fault 1, when: there is no key 'stream'; known here are phase, side, number",
+    ),
     ("spec = 1", "spec is 1; it must be the path of a file"),
     ("fault = 1", "fault is no list of tables; write [[fault]]"),
     ("fault = [1]", "fault 1 is no table; write [[fault]], then when = {…} and do = {…}"),
@@ -151,6 +175,28 @@ def test_a_plan_that_means_nothing_is_refused_with_its_key_and_what_could_stand_
     with pytest.raises(PlanError) as refused:
         read_plan(text)
     assert str(refused.value).startswith(problem)
+
+
+ON_STREAM_2 = Plan(faults=(Fault(when=AtByte(side=Role.SOURCE, byte=1, stream=2), do=FlipBit()),))
+
+
+@pytest.mark.parametrize(
+    ("streams", "problem"),
+    [
+        (1, "fault 1: stream is 2, and there is none; say streams = 3 in the plan, or --streams 3"),
+        (2, "fault 1: stream is 2, and the last is stream 1; say streams = 3 in the plan, or --streams 3"),
+    ],
+)
+def test_a_plan_strikes_no_stream_that_there_is_not(streams: int, problem: str) -> None:
+    for plan, asked in ((ON_STREAM_2, streams), (attrs.evolve(ON_STREAM_2, streams=streams), 1)):
+        with pytest.raises(PlanError) as refused:
+            plan.over(asked)
+        assert str(refused.value) == problem
+
+
+@pytest.mark.parametrize(("said", "asked", "over"), [(1, 3, 3), (4, 1, 4), (3, 5, 5)])
+def test_a_plan_is_for_as_many_connections_as_it_says_or_more(said: int, asked: int, over: int) -> None:
+    assert attrs.evolve(ON_STREAM_2, streams=said).over(asked).streams == over
 
 
 def test_data_can_be_changed_only_where_there_is_some() -> None:

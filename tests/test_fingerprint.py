@@ -15,6 +15,7 @@ from migrate.faults.injection import Injector
 from migrate.faults.plan import AtMessage, Fault, Plan, Reset
 from migrate.protocol.messages import Role
 from migrate.simulation.fingerprint import fingerprint
+from migrate.simulation.network import ORDERS
 from migrate.simulation.remembering import remembering
 from migrate.simulation.scheduler import Scheduler, Signal, Wait
 from migrate.simulation.telling import Incomparable
@@ -22,10 +23,11 @@ from migrate.simulation.world import World
 from tests.worlds import SPEC
 
 EXPERIMENT = Experiment(spec=SPEC)
+STREAMED = Experiment(spec=SPEC, streams=2)
 AFTER_A_RESET = Plan(faults=(Fault(when=AtMessage(message="RoundEnd", side=Role.SOURCE, number=2), do=Reset()),))
 
 
-def rests_and_trace(plan: Plan) -> tuple[list[tuple[bytes, int]], tuple[str, ...]]:
+def rests_and_trace(plan: Plan, experiment: Experiment) -> tuple[list[tuple[bytes, int]], tuple[str, ...]]:
     """Each rest after the last fault, with the length of the trace there; and the whole trace."""
     rests: list[tuple[bytes, int]] = []
 
@@ -35,18 +37,21 @@ def rests_and_trace(plan: Plan) -> tuple[list[tuple[bytes, int]], tuple[str, ...
                 rests.append((fingerprint(world, injector.residue()), len(world.trace)))
 
     injector = Injector(plan, on_rest=rest)
-    with EXPERIMENT.world(injector, once_more=True, traced=True) as world:
+    with experiment.world(injector, once_more=True, traced=True) as world:
         return rests, world.run().trace
 
 
-def test_worlds_with_the_same_fingerprint_go_on_alike_to_the_last_line() -> None:
-    firsts = [Plan(faults=(fault,)) for fault in first_faults(EXPERIMENT)[::12]]
-    plans = [*list(single_plans(EXPERIMENT))[::80], *firsts, *map(random_plan, range(40))]
+@pytest.mark.parametrize("experiment", [EXPERIMENT, STREAMED], ids=["one connection", "two"])
+def test_worlds_with_the_same_fingerprint_go_on_alike_to_the_last_line(experiment: Experiment) -> None:
+    firsts = [Plan(faults=(fault,)) for fault in first_faults(experiment)[::12]]
+    orders = ORDERS if experiment.streams > 1 else 1  # of which one is looked at
+    drawn = (random_plan(seed * orders, experiment.streams) for seed in range(40))
+    plans = [*list(single_plans(experiment))[::80], *firsts, *drawn]
     after: dict[bytes, dict[tuple[str, ...], Plan]] = defaultdict(dict)
     met = 0
     with remembering():
         for plan in plans:
-            rests, trace = rests_and_trace(plan)
+            rests, trace = rests_and_trace(plan, experiment)
             for state, length in rests:
                 met += 1
                 after[state][trace[length:]] = plan

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from random import Random
 
+import attrs
 import pytest
 
 from migrate.faults import futures
@@ -11,6 +12,7 @@ from migrate.faults.futures import SAME_FUTURE, Foresight
 from migrate.faults.pairs import alike, try_alike
 from migrate.faults.plan import AtMessage, Fault, Kill, Plan, Reset
 from migrate.protocol.messages import Role
+from migrate.simulation.network import ORDERS
 from migrate.simulation.remembering import remembering
 from migrate.simulation.scheduler import Scheduler
 from tests.mistakes import MISTAKES
@@ -19,6 +21,7 @@ from tests.worlds import SPEC
 
 EXPERIMENT = Experiment(spec=SPEC)
 FENCED = Experiment(spec=SPEC, fenced=True)
+STREAMED = Experiment(spec=SPEC, streams=2)
 NEVER = Plan(faults=(Fault(when=AtMessage(message="Hello", side=Role.TARGET, number=9), do=Kill(side=Role.SOURCE)),))
 
 
@@ -56,9 +59,11 @@ def mixed(experiment: Experiment, number: int) -> list[Plan]:
     [
         (EXPERIMENT, mixed(EXPERIMENT, 100), False),
         (FENCED, mixed(FENCED, 40), False),
+        (STREAMED, mixed(STREAMED, 60), False),
         (EXPERIMENT, [random_plan(seed) for seed in range(80)], True),
+        (STREAMED, [random_plan(seed, 2) for seed in range(0, 80 * ORDERS, ORDERS)], True),
     ],
-    ids=["single faults", "with a fence", "random"],
+    ids=["single faults", "with a fence", "over two connections", "random", "random over two connections"],
 )
 def test_what_is_known_is_what_a_run_comes_to(
     experiment: Experiment, plans: list[Plan], counts: bool, steps: list[int]
@@ -78,20 +83,21 @@ def test_a_plan_of_which_nothing_will_strike_is_not_run_at_all() -> None:
     assert tried.came == EXPERIMENT.run(NEVER).came
 
 
-def test_pairs_that_are_alike_come_to_the_same() -> None:
-    firsts = [fault for fault in first_faults(EXPERIMENT) if isinstance(fault.do, Reset)][8:16]
-    found = alike(EXPERIMENT, firsts)
+@pytest.mark.parametrize("experiment", [EXPERIMENT, attrs.evolve(STREAMED, seed=1)], ids=["one", "two connections"])
+def test_pairs_that_are_alike_come_to_the_same(experiment: Experiment) -> None:
+    firsts = [fault for fault in first_faults(experiment) if isinstance(fault.do, Reset)][8:16]
+    found = alike(experiment, firsts)
     for first in firsts[::4]:
         mine = [pair.plan for pairs in found for pair in pairs if pair.plan.faults[0] == first]
         assert len(set(mine)) == len(mine)
-        assert set(mine) == set(pairs_after(EXPERIMENT, first))
+        assert set(mine) == set(pairs_after(experiment, first))
     count = sum(map(len, found))
     assert len(found) < 0.6 * count
-    foresight = Foresight(experiment=EXPERIMENT)
+    foresight = Foresight(experiment=experiment)
     for pairs in Random(4).sample([pairs for pairs in found if len(pairs) > 1], 25):
         few = [pairs[0], pairs[-1]]
         for tried in try_alike(foresight, few):
-            assert tried.came == EXPERIMENT.run(tried.plan).came, tried.plan
+            assert tried.came == experiment.run(tried.plan).came, tried.plan
 
 
 # If something were wrong with it

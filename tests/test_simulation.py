@@ -135,9 +135,14 @@ PRINT_HASHES = "from tests.test_simulation import hashes; print(hashes())"
 
 
 def hashes() -> list[str]:
-    """Of a world at rest; of the trace of the undisturbed world, and of some in which something goes wrong."""
-    plans = [Plan(faults=()), *(random_plan(seed) for seed in range(5))]
-    return [at_rest(fingerprint).hex()] + [run_world(traced=True, hooks=Injector(plan)).trace_hash for plan in plans]
+    """Of a world at rest; of the trace of the undisturbed world, and of some in which something goes wrong.
+
+    RAM goes over one connection, or over several.
+    """
+    plans = [(1, Plan(faults=())), *((1 + seed % 2, random_plan(seed, 1 + seed % 2)) for seed in range(6))]
+    return [at_rest(fingerprint).hex()] + [
+        run_world(traced=True, hooks=Injector(plan), streams=streams).trace_hash for streams, plan in plans
+    ]
 
 
 def test_a_trace_and_a_state_have_the_same_hash_in_any_process() -> None:

@@ -288,8 +288,9 @@ def replay(
     plan
         TOML file: what goes wrong, and when.
     """
+    streams_of(streams)
     try:
-        read_it = read_plan_file(plan).over(streams_of(streams))
+        read_it = read_plan_file(plan).over(streams)
     except PlanError as error:
         text = str(error)
         raise BadInput(text if text.startswith(str(plan)) else f"{plan}: {text}") from error

@@ -5,7 +5,8 @@ one, one datagram of JSON, and does nothing more, not even a step of its guest, 
 
     {"at": "phase", "name": "ram"}              an engine enters a phase
     {"at": "point", "name": "before write C"}   the points of `--die-at`
-    {"at": "received", "name": "RoundEnd"}      a message has come, and nobody has seen it yet; on stream 1, "RoundEnd 1"
+    {"at": "received", "name": "RoundEnd"}      a message has come, and nobody has seen it yet
+    {"at": "received", "name": "RoundEnd 1"}    the same on stream 1
     {"at": "export"}, {"at": "import"}          device state is about to leave a machine, or to come into one
 
 The answer is `{}` to go on, or any of

@@ -2,8 +2,8 @@
 
 Both directions are followed frame by frame; what passes is forwarded as it came, unless whoever taps the line changes
 it.  The `Tap` is told of each message before it goes on and after, and of a byte that it waits for, counted over all
-connections of conversations, or over all streams of one number; while it is told, that direction waits, so that what it does happens exactly there.  Page contents are
-passed through as they come, and nobody looks at them.
+connections of conversations, or over all streams of one number; while it is told, that direction waits, so that what it
+does happens exactly there.  Page contents are passed through as they come, and nobody looks at them.
 
 The proxy never fails a conversation by itself.  Bytes that are no frame of ours are forwarded, and from there on that
 direction is only bytes.  A half-closed end stays half-closed, a reset is passed on as a reset.

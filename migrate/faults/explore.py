@@ -330,7 +330,7 @@ def seconds_after(tried: Tried) -> Iterator[Fault]:
 
 
 def random_plan(seed: int, streams: int = 1) -> Plan:
-    """Up to five faults at places and of kinds that follow from `seed` alone, of a migration over so many connections."""
+    """Up to five faults at places and of kinds that follow from `seed` alone; `streams` are how many connections."""
     random = Random(seed)
     faults: list[Fault] = []
     count = random.randint(1, 5)
