@@ -156,9 +156,9 @@ class SimulatedLink:
     async def wait_for_room(self) -> None:
         await self._until_on_wire(self.outgoing.wire_free_ns, self.limit_ns())
 
-    def hand_over(self, batch: RamContent, content: bytes, reckoned_bytes: int = 0) -> Coroutine[Any, Any, None]:
+    def hand_over(self, batch: RamContent, content: bytes) -> Coroutine[Any, Any, None]:
         """Send a batch for which there is room."""
-        return self.send(batch, content, reckoned_bytes, is_taken=True)
+        return self.send(batch, content, is_taken=True)
 
     def has_time(self) -> None:
         """No phase of its own bounds it any more, as the conversation's phases do."""

@@ -3,7 +3,8 @@
 The rules are the real ones (`migrate.protocol.streams`); this is the waiting that they ask for, in virtual time.  As
 all connections of a conversation have one signal for their news, who waits for any waits for that.
 
-A batch is taken at once by a connection whose wire is free, as by a socket, and the next one goes by another.
+A batch is taken at once by a connection whose wire is free, as by a socket, and the next one goes by another.  Contents
+that are only reckoned (`SimulatedLink.send_reckoned`) take their time on the first one.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -80,10 +81,6 @@ class StreamedLink(SimulatedLink):
     async def send_ram(self, batch: RamContent, content: memoryview) -> None:
         link = self.rules.next_carrier
         await self._by_way_of(link, link.hand_over(batch, bytes(content)))
-
-    async def send_reckoned(self, batch: RamContent, content_bytes: int) -> None:
-        link = self.rules.next_carrier
-        await self._by_way_of(link, link.hand_over(batch, b"", content_bytes))
 
     async def receive_ram(self, buffers: Sequence[memoryview]) -> None:
         link = self.rules.carrier
