@@ -17,10 +17,12 @@ rehearse: $(STAMP)  ## migrate the example machine between two daemon processes
 test: $(STAMP)  ## the whole suite
 	$(BIN)/python -m pytest -n 4
 
-explore: $(STAMP)  ## every single fault, all pairs and 20,000 random plans, in simulation: some minutes
+explore: $(STAMP)  ## every single fault, all pairs and 20,000 random plans, and over two connections, in simulation: some minutes
 	$(BIN)/migrate explore $(SPEC)
 	$(BIN)/migrate explore $(SPEC) --faults 2
 	$(BIN)/migrate explore $(SPEC) --random 20000
+	$(BIN)/migrate explore $(SPEC) --streams 2
+	$(BIN)/migrate explore $(SPEC) --streams 2 --random 5000
 
 fuzz: $(VENV)/.fuzz-installed  ## look for hostile input: FUZZ_SECONDS=60, FUZZ_TARGET=all (docs/fuzzing.md)
 	$(BIN)/python -m tests.fuzzing $(FUZZ_TARGET) $(FUZZ_SECONDS)
