@@ -17,6 +17,7 @@ from migrate.daemon.address import Address
 from migrate.daemon.proxy import NoTap, Passing, Proxy
 from migrate.protocol import frames
 from migrate.protocol.messages import (
+    Attach,
     Extent,
     Hello,
     Paused,
@@ -33,6 +34,7 @@ PAGE: Final = 4096
 IDLE_S: Final = 0.02
 SOURCE, TARGET = Role.SOURCE, Role.TARGET
 HELLO, WELCOME = (frames.PREFACE + frames.encode_frame(SPECIMENS[kind]) for kind in (Hello, Welcome))
+ATTACH = frames.PREFACE + frames.encode_frame(Attach(token=bytes(16), number=2))
 STORED = frames.encode_frame(RoundStored(round=0))
 CONTENT = Random(5).randbytes(40 * PAGE)
 BATCH = (
@@ -55,6 +57,7 @@ class Watch(NoTap):
     at: str = ""
     do: Callable[[Passing], Awaitable[None]] | None = None
     byte: tuple[Role, int] | None = None
+    stream: int = 0
     passed: list[str] = attrs.field(factory=list)
 
     async def before(self, passing: Passing) -> None:
@@ -64,7 +67,7 @@ class Watch(NoTap):
         await self._note(f"{passing.side} after {passing.kind}", passing)
 
     def byte_awaited(self, side: Role, stream: int) -> int | None:
-        return self.byte[1] if self.byte is not None and not stream and self.byte[0] is side else None
+        return self.byte[1] if self.byte is not None and (self.byte[0], self.stream) == (side, stream) else None
 
     async def at_byte(self, passing: Passing) -> None:
         self.byte = None
@@ -319,6 +322,32 @@ async def test_bytes_are_counted_over_all_connections() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await everything(source)
         assert [connection.number for connection in proxy.connections] == [0, 1]
+
+
+async def test_a_stream_is_known_by_its_first_word_and_its_bytes_are_counted_apart() -> None:
+    async def stop(passing: Passing) -> None:
+        struck.append((passing.stream, passing.first, passing.offset))
+
+    struck: list[tuple[int, int, int]] = []
+    (listener,) = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    watch = Watch(byte=(TARGET, 5), stream=2, do=stop)
+    async with listener, proxy_to(listener, watch) as (proxy, port):
+        async with await trio.open_tcp_stream(LOOPBACK, port) as first, await listener.accept() as source:
+            await first.send_all(HELLO)
+            await exactly(source, len(HELLO))
+            async with await trio.open_tcp_stream(LOOPBACK, port) as stream, await listener.accept() as beside:
+                conversation = proxy.connections[0]
+                assert proxy.newest is conversation, "the other one has not said what it is"
+                await stream.send_all(ATTACH)
+                assert await exactly(beside, len(ATTACH)) == ATTACH
+                assert [connection.stream for connection in proxy.connections] == [0, 2]
+                assert proxy.newest is conversation
+                await beside.send_all(frames.PREFACE + END)
+                await exactly(stream, len(frames.PREFACE + END))
+        assert struck == [(2, 0, 4)]
+        assert +proxy.forwarded == {
+            (TARGET, 0): len(HELLO), (TARGET, 2): len(ATTACH), (SOURCE, 2): len(frames.PREFACE + END)
+        }  # fmt: skip
 
 
 # Time

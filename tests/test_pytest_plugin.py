@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from migrate import testing
-from migrate.faults.plan import AtMessage, Cut, Fault, Kill, Plan, PlanError
+from migrate.faults.plan import AtMessage, Cut, Fault, Kill, Plan, PlanError, Reset
 from migrate.faults.toml import write_plan
 from migrate.protocol.messages import Role
 from migrate.testing import (
@@ -212,6 +212,16 @@ def test_the_same_plan_gives_the_same_simulated_migration() -> None:
     assert one.text == other.text
     assert one.faults_fired == ("kill target – before Ready 1, target",)
     assert SimulatedDaemons.from_file(SPEC, real_machine=True).migrate(plan).outcome == one.outcome
+
+
+def test_a_plan_for_several_connections_is_played_over_so_many() -> None:
+    loses_a_stream = Fault(when=AtMessage(message="RoundEnd", side=Role.SOURCE, stream=1), do=Reset())
+    migration = SimulatedDaemons.from_file(SPEC).migrate(Plan(faults=(loses_a_stream,), streams=2))
+    assert_sound(migration, owner="target", outcome="migrated")
+    assert migration.faults_fired == ("reset – before RoundEnd 1, source, stream 1",)
+    assert {flight.connection for flight in migration.timeline.flights()} == {0, 1, 2, 3}, "of two attempts"
+    with pytest.raises(PlanError, match="fault 1: stream is 1, and there is none; say streams = 2 in the plan"):
+        SimulatedDaemons.from_file(SPEC).migrate(Plan(faults=(loses_a_stream,)))
 
 
 def test_a_real_pair_that_cannot_begin_says_why(tmp_path: Path) -> None:

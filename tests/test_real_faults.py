@@ -170,7 +170,6 @@ PLANS: Final = PATIENT_PLANS | {
     "a stream's first word cut short": over_two((at("Attach", D, stream=1), Truncate())),
     "a stream is reset before its first batch": over_two((at("RamPages", S, stream=1), Reset())),
     "a stream ends after the first round": over_two((at("RoundEnd", S, moment=AFTER, stream=1), End())),
-    "a stream ends after the last round": over_two((at("RoundEnd", S, number=3, moment=RECEIVED, stream=1), End())),
     "reset at a byte of a stream": over_two((AtByte(side=S, byte=200, stream=1), Reset())),
     "a bit of a page on a stream": over_two((at("RamPages", S, stream=1), FlipBit(bit=-60))),
     "a round that ends twice on a stream": over_two((at("RoundEnd", S, stream=1), Duplicate())),

@@ -283,6 +283,24 @@ EVENTS = [
 ]
 
 
+def test_each_stream_of_two_daemons_is_a_connection_of_its_own() -> None:
+    """What goes by one may arrive before what went by another."""
+    said = [("Hello", 0, 10), ("RamPages", 0, 20), ("RamPages", 1, 30), ("RoundEnd", 1, 40), ("RoundEnd", 0, 50)]
+    late_ns = {0: 100, 1: 5}
+    events = [
+        told(side, at_ns + (late_ns[stream] if kind == "receives" else 0), kind, name=name, bytes=8, **on(stream))
+        for name, stream, at_ns in said
+        for side, kind in (("target", "sends"), ("source", "receives"))
+    ]
+    flights = timeline_of(DOCUMENT, events).flights()
+    assert [(flight.message, flight.connection) for flight in flights] == [(name, stream) for name, stream, _ in said]
+    assert all(flight.received_ns is not None for flight in flights)
+
+
+def on(stream: int) -> dict[str, int]:
+    return {"stream": stream} if stream else {}
+
+
 def test_what_daemons_told_becomes_a_timeline() -> None:
     timeline = timeline_of(DOCUMENT, [*reversed(EVENTS)], planned=[fault_words(TARGET_DIES)])
     assert [(event.at_ns, event.side, event.kind.value, event.text) for event in timeline.events] == [

@@ -124,9 +124,9 @@ class Direction:
     connection: "Connection"
     reader: trio.SocketStream
     writer: trio.SocketStream
+    preface_seen: bool = False
     _buffer: bytearray = attrs.field(factory=bytearray)
     _is_raw: bool = False
-    _preface_seen: bool = False
     _content_left: int = 0
     _over: bool = False  # nothing more is forwarded
     _severed: bool = False
@@ -238,9 +238,9 @@ class Direction:
 
     def _next_frame(self) -> Passing | None:
         """None if it has not come as a whole; raw bytes if it is no frame of ours, now and from here on."""
-        start = 0 if self._preface_seen else len(frames.PREFACE)
+        start = 0 if self.preface_seen else len(frames.PREFACE)
         buffer = self._buffer
-        if not self._preface_seen and bytes(buffer[:start]) != frames.PREFACE[: len(buffer)]:
+        if not self.preface_seen and bytes(buffer[:start]) != frames.PREFACE[: len(buffer)]:
             return self._only_bytes()
         if len(buffer) < start + frames.HEADER.size:
             return None
@@ -254,7 +254,7 @@ class Direction:
             message = None if header.skippable else frames.decode_body(header, body)
         except MigrationError:
             return self._only_bytes()
-        self._preface_seen = True
+        self.preface_seen = True
         if isinstance(message, RamContent):
             self._content_left = message.content_bytes
         if isinstance(message, Attach):
@@ -359,6 +359,11 @@ class Connection:
             Role.SOURCE: Direction(Role.SOURCE, self, self.far, self.near),
         }
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the target has said its first word."""
+        return self.directions[Role.TARGET].preface_seen
+
     async def run(self) -> None:
         """Return when both sides have ended."""
         for stream in (self.near, self.far):
@@ -427,8 +432,10 @@ class Proxy:
 
     @property
     def newest(self) -> Connection | None:
-        """That of the newest conversation."""
-        return next((connection for connection in reversed(self.connections) if not connection.stream), None)
+        """That of the newest conversation; who has said nothing yet may be a stream, if there is a conversation."""
+        conversations = [connection for connection in self.connections if not connection.stream]
+        known = [connection for connection in conversations if connection.has_begun and not connection.is_over]
+        return next(reversed(known or conversations), None)
 
     @property
     def living(self) -> list[Connection]:
