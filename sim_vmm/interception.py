@@ -1,6 +1,6 @@
 """Somebody who is told when the state of a machine's devices is about to leave it, or to come, and may object."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from sim_vmm.machine import Choose, DeviceState, Machine, newest
 
@@ -10,9 +10,9 @@ def intercept(machine: Machine, exporting: Callable[[], None], importing: Callab
 
     A pre-flight is a rehearsal in which no fault is injected: nobody is told of it.
     """
-    export, import_ = machine.export_devices, machine.import_devices
+    export, import_ = machine.exports, machine.import_devices
 
-    def export_devices(choose: Choose = newest) -> tuple[DeviceState, ...]:
+    def exports(choose: Choose = newest) -> Iterator[DeviceState]:
         exporting()
         return export(choose)
 
@@ -20,5 +20,5 @@ def intercept(machine: Machine, exporting: Callable[[], None], importing: Callab
         importing()
         import_(states)
 
-    machine.export_devices = export_devices  # type: ignore[method-assign]  # of this one machine only
+    machine.exports = exports  # type: ignore[method-assign]  # of this one machine only
     machine.import_devices = import_devices  # type: ignore[method-assign]

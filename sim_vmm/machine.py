@@ -7,7 +7,7 @@ Devices are in key order, UUIDs by their bytes before names by theirs, and are e
 Import is strict: every device that has state must get it, and nothing else may arrive.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, Protocol, Self
 
@@ -232,7 +232,13 @@ class Machine(Lifecycle):
         return tuple(self._export(device, choose) for device in self.devices.values() if _travels(device))
 
     def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        """All of `exports`, and its errors."""
+        return tuple(self.exports(choose))
+
+    def exports(self, choose: Choose = newest) -> Iterator[DeviceState]:
         """The state of every device that has any, in key order, each payload in the schema that `choose` picks.
+
+        It is exported when it is asked for.
 
         Raises:
             IllegalTransition: the machine is not paused.
@@ -243,12 +249,10 @@ class Machine(Lifecycle):
         self._require("export the devices of", MachineState.PAUSED)
         for lost in self.storage.lost_on_migration():
             raise NotMigratable(lost.key, lost.kind, lost.reason)
-        states = []
         for device in self.devices.values():
             if _travels(device):
                 device.begin_export()
-                states.append(self._export(device, choose))
-        return tuple(states)
+                yield self._export(device, choose)
 
     def import_devices(self, states: Iterable[DeviceState]) -> None:
         """Take over the state of all devices, in the order in which it comes.

@@ -354,6 +354,9 @@ def test_the_result_of_a_clean_rehearsal() -> None:
             step("source", "commit", 35.0, 5.0),
             step("target", "run", 39.0, 2.0),
         ],
+        "devices": {},
+        "blackout": None,
+        "clock": None,
     }
 
 
@@ -454,7 +457,14 @@ def test_the_owner_is_who_ran_the_machine_at_the_end(source: bool, target: bool,
 
 def test_an_attempt_that_only_the_target_saw_has_no_axis_to_lay_steps_on() -> None:
     result = assembled([], [view(61, 6, steps=[step("target", "run", 44.0, 2.0)])])
-    assert result.document["attempts"][0]["ledger"] == {"total_ms": None, "downtime_ms": None, "steps": []}
+    assert result.document["attempts"][0]["ledger"] == {
+        "total_ms": None,
+        "downtime_ms": None,
+        "steps": [],
+        "devices": {},
+        "blackout": None,
+        "clock": None,
+    }
 
 
 def test_bytes_sent_are_summed_over_all_attempts() -> None:

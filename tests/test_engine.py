@@ -152,6 +152,7 @@ def test_both_sides_keep_a_ledger_of_the_blackout(world: World, migrated: Target
         "devices",
         "server state",
         "ready",
+        "commit: journal",
         "commit",
     ]
     assert [step.step for step in world.target_attempt.steps] == [
@@ -159,11 +160,17 @@ def test_both_sides_keep_a_ledger_of_the_blackout(world: World, migrated: Target
         "time data",
         "devices",
         "server state",
+        "ready: journal",
         "ready",
         "commit",
+        "own: journal",
         "own",
         "run",
     ]
+    for attempt in (world.source_attempt, world.target_attempt):
+        assert list(attempt.devices) == list(attempt.payloads)
+        assert all(ns >= 0 for ns in attempt.devices.values())
+        assert list(attempt.exchanges) == ["preamble", "ready"]
     assert world.source_attempt.committed
     assert world.target_attempt.committed
     assert world.source_attempt.spec_version == world.target_attempt.spec_version == 6

@@ -125,7 +125,14 @@ def test_a_rehearsal_that_migrates_reports_what_the_contract_promises(mark: str)
                 "throttle_max": "float",
             },
             "warnings": [],
-            "ledger": {"total_ms": "float", "downtime_ms": "float", "steps": [STEP]},
+            "ledger": {
+                "total_ms": "float",
+                "downtime_ms": "float",
+                "steps": [STEP],
+                "devices": {device: {"export_ms": "float", "import_ms": "float"} for device in payloads},
+                "blackout": {"total_ms": "float", "parts": [{"step": "str", "ms": "float"}]},
+                "clock": {"offset_ms": "float", "error_ms": "float"},
+            },
         }
     ]
     assert (document["outcome"], document["owner"], document["seed"]) == ("migrated", "target", 7)

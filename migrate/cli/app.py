@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import access, checking, crowd, exploring, host, migrating, serving, specs, state, wire
+from migrate.cli import access, checking, crowd, exploring, host, ledger, migrating, serving, specs, state, wire
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
 from migrate.daemon.run import ExitCode
@@ -40,6 +40,7 @@ app.command(state.status)
 app.command(state.resolve)
 app.command(exploring.explore)
 app.command(exploring.replay)
+app.command(ledger.ledger)
 app.command(wire.wire)
 app.command(access.certs)
 

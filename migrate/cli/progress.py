@@ -49,6 +49,8 @@ def describe(event: Event) -> str | None:
             return "migrated"
         case "running":
             return f"{event['machine']} runs here now"
+        case "guest resumed" if event["blackout_ms"] is None:
+            return "the guest goes on"
         case "guest resumed":
             return f"the guest was away for {event['blackout_ms']:.1f} ms by its own clock"
         case "phase" if event["phase"] not in ("last ram", "time data", "devices", "server state"):

@@ -12,6 +12,7 @@ from migrate.rehearsal.result import RehearsalResult
 
 Json = dict[str, Any]
 
+DEVICE_WORDS: Final = {"export_ms": "export", "import_ms": "import"}
 LABEL: Final = 10
 """Columns of a label at the left of the facts."""
 
@@ -79,7 +80,7 @@ def _print_attempt(attempt: Json, prefix: str, is_last: bool) -> None:
     ledger = attempt["ledger"]
     if error is None and ledger["downtime_ms"] is not None:
         print_line()
-        _print_ledger(ledger, attempt["precopy"])
+        print_ledger(ledger, attempt["precopy"])
 
 
 def print_reasons(reasons: Iterable[Mapping[str, str]]) -> None:
@@ -106,8 +107,11 @@ def _print_rounds(rounds: list[Json]) -> None:
     )
 
 
-def _print_ledger(ledger: Json, precopy: Json) -> None:
-    """One line for each step of the blackout, both sides beside each other, on an axis that begins with the pause."""
+def print_ledger(ledger: Json, precopy: Json) -> None:
+    """One line for each step of the blackout, both sides beside each other, on an axis that begins with the pause.
+
+    Beside them is what each added to the time for which the guest was away; parts of steps add to these.
+    """
     predicted = precopy["predicted_downtime_ms"]
     expected = "" if predicted is None else f" ({predicted:.1f} predicted)"
     print_line(
@@ -118,13 +122,38 @@ def _print_ledger(ledger: Json, precopy: Json) -> None:
     rows: dict[str, dict[str, Json]] = {}
     for step in ledger["steps"]:
         rows.setdefault(step["step"], {})[step["side"]] = step
+    blackout = ledger["blackout"]
+    added = {} if blackout is None else {part["step"]: part["ms"] for part in blackout["parts"]}
     print_table(
-        ("step", "source from ", "took ", "target from ", "took "),
+        ("step", "source from ", "took ", "target from ", "took ", "guest waits "),
         [
-            (name, *(cell for side in ("source", "target") for cell in _times(sides.get(side), paused_ms)))
+            (
+                name,
+                *(cell for side in ("source", "target") for cell in _times(sides.get(side), paused_ms)),
+                f"{added[name]:.2f}" if name in added else "",
+            )
             for name, sides in rows.items()
         ],
     )
+    if blackout is not None:
+        print_line(
+            f"the guest waits for {blackout['total_ms']:.1f} ms, from its last step to its first; "
+            f"{added['before the pause']:.2f} of it before the pause"
+        )
+    if ledger["devices"]:
+        _print_slowest(ledger["devices"])
+    clock = ledger["clock"]
+    if clock is not None and clock["offset_ms"]:
+        off, error = clock["offset_ms"], clock["error_ms"]
+        print_line(f"the target's clock shows {off:,.3f} ms more than the source's, within {error:.3f} ms")
+
+
+def _print_slowest(devices: Json) -> None:
+    """All are in `--json`, and on the page that `--report` leaves."""
+    slowest = max(devices, key=lambda device: sum(ms or 0.0 for ms in devices[device].values()))
+    took = devices[slowest]
+    parts = [f"{took[name]:.2f} ms to {word}" for name, word in DEVICE_WORDS.items() if took[name] is not None]
+    print_line(f"the slowest of {len(devices)} devices is {slowest}: {' and '.join(parts)}")
 
 
 def _times(step: Json | None, origin_ms: float) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Who makes vCPUs run: a trio task that steps the guest program, and stops between two steps when it is to pause."""
 
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -45,14 +46,23 @@ def do_nothing() -> None:
     """The same."""
 
 
+@attrs.frozen
+class FirstStep:
+    """When a guest had made it, by the monotonic clock, and its heartbeat then, if it has one."""
+
+    at_ns: int
+    heartbeat: Heartbeat | None
+
+
 @attrs.define
 class GuestRunner:
     """A machine and the task that runs its guest, in a nursery that outlives both.
 
     `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
     disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.  `on_running` is told
-    before the guest's first step, and after its last; `on_boot` when it has been booted anew.  `step_every_s` says how
-    long the guest rests between two steps: many guests of one host have to share its processors.
+    before the guest's first step, and after its last; `on_boot` when it has been booted anew.  `first_step` is its
+    first here.  `step_every_s` says how long the guest rests between two
+    steps: many guests of one host have to share its processors.
     """
 
     machine: Machine
@@ -67,12 +77,14 @@ class GuestRunner:
     _executing: trio.CancelScope | None = None
     _quiet: trio.Event = attrs.field(factory=trio.Event)
     _rest: Rest = attrs.field(factory=Rest)
+    first_step: FirstStep | None = None
+    _last_ns: int | None = None
     _steps: int = 0
     _running_ns: int = 0
 
     @property
     def pace(self) -> Pace:
-        return Pace(work=self._steps, running_ns=self._running_ns)
+        return Pace(work=self._steps, running_ns=self._running_ns, last_ns=self._last_ns)
 
     def throttle(self, share: float) -> None:
         """Keep the guest asleep for `share` of the time; its devices go on, and so does its clock."""
@@ -145,6 +157,9 @@ class GuestRunner:
                     if not asleep:
                         self.program.step(self.machine)
                         self._steps += 1
+                        self._last_ns = time.monotonic_ns()
+                        if self.first_step is None:
+                            self.first_step = FirstStep(self._last_ns, read_heartbeat(self.machine.memory))
                     self.machine.poll()
                     await trio.sleep(self.step_every_s())
                     asleep = self._let_rest(trio.current_time() - began, asleep)

@@ -42,7 +42,7 @@ from migrate.errors import JournalFailed, MachineCreationFailed, StorageUnreacha
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role
 from sim_vmm.fence import FencedOff, FenceError
-from sim_vmm.guest import GuestProgram, read_heartbeat
+from sim_vmm.guest import GuestProgram
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
@@ -585,18 +585,19 @@ async def go_on(target: TargetDaemon, node: Node, kept: Kept) -> tuple[str, AnyJ
 async def tell_blackout(hypervisor: TrioHypervisor, events: EventLog) -> float | None:
     """How long the guest was away by its own clock, in ms: from its last step there to its first step here.
 
-    None if it has no heartbeat, or does not come to that step.
+    None if it has no heartbeat, or does not come to that step.  By that clock and not by when anybody looks.
     """
     last, runner = hypervisor.arrived_with, hypervisor.runner
-    if last is None or runner is None:
+    if runner is None:
         return None
-    while (now := read_heartbeat(runner.machine.memory)) == last:
+    while (first := runner.first_step) is None:
         if runner.machine.state is not MachineState.RUNNING:
             return None
         await trio.lowlevel.checkpoint()
-    assert now is not None, "a guest that was there has not gone"
-    blackout_ms = (now.uptime_ns - last.uptime_ns) / 1e6
-    events.tell("guest resumed", blackout_ms=blackout_ms)
+    blackout_ms = None
+    if last is not None and first.heartbeat is not None:
+        blackout_ms = (first.heartbeat.uptime_ns - last.uptime_ns) / 1e6
+    events.tell("guest resumed", blackout_ms=blackout_ms, first_ns=first.at_ns)
     return blackout_ms
 
 

@@ -1,5 +1,6 @@
 """What one side knows of one attempt, filled in while it happens: the material of every report."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -40,7 +41,13 @@ class Precopy:
 
 @attrs.define(kw_only=True)
 class Attempt:
-    """One side's view of one attempt."""
+    """One side's view of one attempt.
+
+    `devices` says for how many ns each was exported here, or read and imported.  `exchanges` are requests of the source
+    and their answers: when this side was about to send its part, and when it had heard the other's; with those of the
+    other side two hosts' clocks can be laid together.  `stopped_ns` is when the guest had executed its last here.  All
+    on the monotonic clock of the side's host.
+    """
 
     side: Role
     clock: Clock
@@ -51,9 +58,13 @@ class Attempt:
     why_not_newer: list[str] = attrs.field(factory=list)
     rounds: list[Round] = attrs.field(factory=list)
     steps: list[Step] = attrs.field(factory=list)
+    devices: dict[str, int] = attrs.field(factory=dict)
+    exchanges: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    stopped_ns: int | None = None
     precopy: Precopy | None = None
     warnings: list[str] = attrs.field(factory=list)
     committed: bool = False
+    _open: str = ""
 
     def __attrs_post_init__(self) -> None:
         self.started_ns = self.clock.monotonic_ns()
@@ -61,6 +72,14 @@ class Attempt:
     def step(self, name: str) -> "Timing":
         """Time what happens inside, whether it succeeds or not."""
         return Timing(self, name)
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Time a part of the step that is being timed, if one is; it is called after both."""
+        return Timing(self, name, self._open) if self._open else nullcontext()
+
+    def exchanged(self, name: str, *, sent_ns: int, heard_ns: int) -> None:
+        """Note an exchange that both sides call `name`."""
+        self.exchanges[name] = sent_ns, heard_ns
 
     def _precopy(self) -> dict[str, Any] | None:
         """What was predicted beside what came of it, as the source saw it: until it heard that the guest runs."""
@@ -81,6 +100,9 @@ class Attempt:
             "throttle_max": max((round_.throttle for round_ in self.rounds), default=0.0),
         }
 
+    def _since_ms(self, at_ns: int) -> float:
+        return (at_ns - self.started_ns) / NS_PER_MS
+
     def as_json(self) -> dict[str, Any]:
         """Durations in ms; `start_ms` counts from `started_ns`, so that two sides on one host can be laid together."""
         return {
@@ -93,11 +115,17 @@ class Attempt:
                 {
                     "side": step.side.value,
                     "step": step.step,
-                    "start_ms": (step.start_ns - self.started_ns) / NS_PER_MS,
+                    "start_ms": self._since_ms(step.start_ns),
                     "duration_ms": step.duration_ns / NS_PER_MS,
                 }
                 for step in self.steps
             ],
+            "devices": {device: ns / NS_PER_MS for device, ns in self.devices.items()},
+            "exchanges": {
+                name: {"sent_ms": self._since_ms(sent_ns), "heard_ms": self._since_ms(heard_ns)}
+                for name, (sent_ns, heard_ns) in self.exchanges.items()
+            },
+            "stopped_ms": None if self.stopped_ns is None else self._since_ms(self.stopped_ns),
             "precopy": self._precopy(),
             "warnings": self.warnings,
             "committed": self.committed,
@@ -105,17 +133,22 @@ class Attempt:
 
 
 class Timing:
-    """Adds what it encloses to the steps of `attempt`."""
+    """Adds what it encloses to the steps of `attempt`; with `within`, as a part of the step of that name."""
 
-    __slots__ = ("_attempt", "_name", "_start_ns")
+    __slots__ = ("_attempt", "_name", "_start_ns", "_within")
 
-    def __init__(self, attempt: Attempt, name: str) -> None:
-        self._attempt, self._name = attempt, name
+    def __init__(self, attempt: Attempt, name: str, within: str = "") -> None:
+        self._attempt, self._name, self._within = attempt, name, within
 
     def __enter__(self) -> None:
+        if not self._within:
+            self._attempt._open = self._name
         self._start_ns = self._attempt.clock.monotonic_ns()
 
     def __exit__(self, *_: object) -> None:
         start_ns, attempt = self._start_ns, self._attempt
+        if not self._within:
+            attempt._open = ""
         duration_ns = attempt.clock.monotonic_ns() - start_ns
-        attempt.steps.append(Step(side=attempt.side, step=self._name, start_ns=start_ns, duration_ns=duration_ns))
+        name = f"{self._within}: {self._name}" if self._within else self._name
+        attempt.steps.append(Step(side=attempt.side, step=name, start_ns=start_ns, duration_ns=duration_ns))

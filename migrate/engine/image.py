@@ -5,6 +5,7 @@ record, so that the two are durable together; RAM lies in a file of its own.  Th
 the door through which everything comes in, so a torn image is noticed and never resumed.
 """
 
+from collections.abc import Iterable
 from typing import Self
 
 import attrs
@@ -121,7 +122,7 @@ def import_devices(machine: Machine, messages: tuple[DeviceState, ...], release:
     import_states(machine, [read_device(message, release) for message in messages])
 
 
-def import_states(machine: Machine, states: list[ImportedState]) -> None:
+def import_states(machine: Machine, states: Iterable[ImportedState]) -> None:
     """Raises DeviceStateError."""
     try:
         machine.import_devices(states)

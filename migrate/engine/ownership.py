@@ -9,6 +9,7 @@ book has for that case is done instead.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID
 
 import attrs
@@ -48,6 +49,11 @@ async def nothing() -> None:
     """For what cannot come up."""
 
 
+def untimed(_: str) -> AbstractContextManager[None]:
+    """For whoever keeps no ledger."""
+    return nullcontext()
+
+
 @attrs.frozen(kw_only=True)
 class Hands:
     """What a ruling may do to the machine.  `run` is told whether the image, or what is paused, may go on."""
@@ -59,7 +65,7 @@ class Hands:
 
 @attrs.define(kw_only=True)
 class Ownership:
-    """One node's part in who may run `machine`."""
+    """One node's part in who may run `machine`; `timing` gives a scope for what takes time, by name."""
 
     node: str
     machine: UUID
@@ -68,6 +74,7 @@ class Ownership:
     observer: Observer
     hands: Hands
     alarms: list[str] = attrs.field(factory=list)
+    timing: Callable[[str], AbstractContextManager[None]] = untimed
     _image_is_good: bool = True
 
     @property
@@ -126,14 +133,16 @@ class Ownership:
     async def _write(self, record: Record, image: bytes | None, owes: object) -> None:
         if self.fence is not None and record.holding in (Holding.OWNER, Holding.COMMITTED):
             record = attrs.evolve(record, session=self.fence.session)
-        await self.journal.write(record, image=image, owes_answer=owes is not None)
+        with self.timing("journal"):
+            await self.journal.write(record, image=image, owes_answer=owes is not None)
 
     async def _take(self, claim: Claim, generation: int) -> None:
         """Raises StorageTaken if the register is another's, or becomes so while we look."""
         if self.fence is None:
             return
         try:
-            await self._swap(self.fence, claim, generation)
+            with self.timing("register"):
+                await self._swap(self.fence, claim, generation)
         except StorageUnreachable as error:
             if claim is not Claim.RESUME:
                 raise

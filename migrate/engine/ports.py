@@ -124,10 +124,14 @@ class Clock(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Pace:
-    """How far a guest has come: `work` in any unit, in the `running_ns` for which it has been running here."""
+    """How far a guest has come: `work` in any unit, in the `running_ns` for which it has been running here.
+
+    `last_ns` is when it last had executed something, by the monotonic clock; None if that is not known.
+    """
 
     work: float
     running_ns: int
+    last_ns: int | None = None
 
 
 class RunningGuest(Protocol):

@@ -149,6 +149,7 @@ class _Source:
         self.settings, self.attempt = settings, attempt
         self.machine = ports.guest.machine
         self.target = ""
+        self.rehearsed: dict[str, tuple[ExportedState, DeviceState]] = {}
         self.clock = ports.clock
         self.ports = ports
         self.ownership = Ownership(
@@ -159,6 +160,7 @@ class _Source:
             observer=ports.observer,
             hands=Hands(run=self.run_again, drop=self.forget_machine, stop=self.guest.stop),
             alarms=attempt.warnings,
+            timing=attempt.part,
         )
 
     def enter(self, phase: str) -> None:
@@ -217,11 +219,13 @@ class _Source:
     async def negotiate(self) -> Accept:
         self.enter("preamble")
         preamble = preamble_of(self.machine, self.settings.release, self.settings.machine_name)
+        sent_ns = self.clock.monotonic_ns()
         await self.link.send(preamble)
         warm_up_payloads()  # now, while the target looks at it, and not in the blackout
         warm_up_messages()
         self.enter("verdict")
         answer = await self.link.receive()
+        self.attempt.exchanged("preamble", sent_ns=sent_ns, heard_ns=self.clock.monotonic_ns())
         if isinstance(answer, Refuse):
             raise Refused(answer.reasons, Role.TARGET)
         assert isinstance(answer, Accept), "the table allows nothing else"
@@ -256,6 +260,7 @@ class _Source:
                 course, outlook = self.consider(began_ns, cost)
             elif is_known and course.decision is Decision.PAUSE:  # the guest has been at its devices since
                 cost = self.export_again(choice, cost)
+                await self.clock.sleep(0)  # the guest has been kept waiting, and would be away so much longer
                 course, outlook = self.consider(began_ns, cost)
             self.tell_estimate(course, outlook)
             if course.decision is Decision.GIVE_UP:
@@ -331,6 +336,7 @@ class _Source:
         self.enter("pause")
         with self.attempt.step("pause"):
             await self.guest.pause()
+        self.attempt.stopped_ns = self.guest.pace.last_ns
 
     async def copy_round(self, throttle: float) -> None:
         """One round while the guest runs, and the target's receipt for it."""
@@ -358,7 +364,8 @@ class _Source:
             raise StateRefused(reasons, Role.SOURCE)
         with _device_errors():
             states = self.machine.preflight(chooser(choice))
-            size = sum(len(encode_frame(device_message(state))) for state in states)
+            self.rehearsed = {state.key: (state, self.message_of(state)) for state in states}
+            size = sum(len(encode_frame(message)) for _, message in self.rehearsed.values())
         console = self.machine.console.export()
         return size + len(console.beginning) + len(console.rolling)
 
@@ -386,11 +393,13 @@ class _Source:
         self.enter("handoff")
         with attempt.step("ready"):
             await link.send(Transcript(digest=link.transcript))
+            sent_ns = self.clock.monotonic_ns()
             await link.send(Prepare(generation=generation))
             image = None
             if self.journal.keeps_images:  # made now, while the target works
                 image = PauseImage(time=time, devices=devices, server=server).encode()
             ready = await link.receive()
+            attempt.exchanged("ready", sent_ns=sent_ns, heard_ns=self.clock.monotonic_ns())
         if getattr(ready, "generation", None) != generation:
             raise RemoteProtocolError(f"{ready} does not answer generation {generation}")
         assert self.machine.memory.dirty.count == 0, "a paused machine dirtied memory after its last pages were sent"
@@ -399,7 +408,7 @@ class _Source:
     async def send_devices(self, choice: Common) -> tuple[DeviceState, ...]:
         with _device_errors():
             try:
-                messages = tuple(device_message(state) for state in self.machine.export_devices(chooser(choice)))
+                messages = tuple(self.exported(choice))
             except (StateNotRepresentable, NoCommonPayload) as error:  # what the guest did since the pre-flight
                 reasons = tuple(not_representable(self.machine, choice))
                 raise StateRefused(reasons, Role.SOURCE) from error
@@ -408,6 +417,20 @@ class _Source:
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
         await self.link.send(DevicesEnd(devices=len(messages)))
         return messages
+
+    def exported(self, choice: Common) -> Iterator[DeviceState]:
+        """What says the state of each device; how long each took is noted."""
+        began_ns = self.clock.monotonic_ns()
+        for state in self.machine.exports(chooser(choice)):
+            yield self.message_of(state)
+            ended_ns = self.clock.monotonic_ns()
+            self.attempt.devices[state.key] = ended_ns - began_ns
+            began_ns = ended_ns
+
+    def message_of(self, state: ExportedState) -> DeviceState:
+        """As `device_message`; of a state that is still what it was in the pre-flight, the message made there."""
+        before, message = self.rehearsed.get(state.key, (None, None))
+        return message if message is not None and before == state else device_message(state)
 
     async def give_away(self, generation: int, image: bytes | None) -> None:
         """The point of no return, and what the target makes of it.

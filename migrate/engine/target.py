@@ -6,6 +6,7 @@ wrong ends in a machine that is discarded and a source that is told.  After that
 becomes of the image, so a lost link leaves it held, not run: `ImageHeld`.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from uuid import UUID
 
@@ -181,6 +182,7 @@ class _Target:
         """Judge the preamble; make the machine before saying yes, so that every refusal is a cheap one."""
         self.enter("preamble")
         preamble = await self.link.receive()
+        heard_ns = self.attempt.clock.monotonic_ns()
         assert isinstance(preamble, Preamble), "the table allows nothing else"
         self.enter("verdict")
         self.machine_name = preamble.machine
@@ -198,6 +200,8 @@ class _Target:
                 self.machine = machine
                 warm_up_payloads()  # now, and not in the blackout
                 warm_up_messages()
+                sent_ns = self.attempt.clock.monotonic_ns()
+                self.attempt.exchanged("preamble", sent_ns=sent_ns, heard_ns=heard_ns)
                 await self.link.send(verdict.answer)
                 self.attempt.spec_version = verdict.answer.spec_version
                 return machine
@@ -252,21 +256,32 @@ class _Target:
             if left < 0:
                 raise RemoteProtocolError(f"the source sends more than {DEVICE_STATES_MAX} bytes of device state")
             messages.append(message)
+            began_ns = self.attempt.clock.monotonic_ns()
             states.append(read_device(message, self.settings.release))
+            self.attempt.devices[message.device] = self.attempt.clock.monotonic_ns() - began_ns
             self.attempt.payloads[message.device] = {payload.kind: payload.version for payload in message.payloads}
         if message.devices != len(states):
             raise RemoteProtocolError(f"the source says that it sent {message.devices} devices; {len(states)} arrived")
-        import_states(machine, states)
+        import_states(machine, self.timed(states))
         return tuple(messages)
+
+    def timed(self, states: Iterable[ImportedState]) -> Iterator[ImportedState]:
+        """Notes for how long each is imported, beside how long it took to read."""
+        for state in states:
+            began_ns = self.attempt.clock.monotonic_ns()
+            yield state
+            self.attempt.devices[state.key] += self.attempt.clock.monotonic_ns() - began_ns
 
     async def promise(self, machine: Machine) -> "Handoff":
         """Note that the image is complete, then say so.  From here on only the source can end this."""
         self.enter("handoff")
         prepare = await self.hear_prepare()
+        heard_ns = self.attempt.clock.monotonic_ns()
         assert isinstance(prepare, Prepare), "the table allows nothing else"
         assert self.journal is not None, "the verdict needed it"
         assert self.image is not None, "it has just been filled"
         handoff = Handoff.of(self.ports, self.settings, self.journal, machine, self.machine_name, self.attempt)
+        handoff.prepared_ns = heard_ns
         with self.attempt.step("ready"):
             session = await handoff.ownership.session()
             ruling = on_prepare(self.journal.record, prepare.generation, self.source, session)
@@ -296,7 +311,9 @@ class _Target:
         record = handoff.journal.record
         try:
             with self.attempt.step("commit"):
+                sent_ns = self.attempt.clock.monotonic_ns()
                 await handoff.ownership.carry_out((handoff.ready,), self.link)
+                self.attempt.exchanged("ready", sent_ns=sent_ns, heard_ns=handoff.prepared_ns)
                 commit = await self.link.receive()
                 if getattr(commit, "generation", None) != record.generation:
                     raise RemoteProtocolError(f"{commit} is not for generation {record.generation}")
@@ -345,6 +362,7 @@ class Handoff:
     attempt: Attempt
     ownership: Ownership
     ready: Effect = attrs.field(init=False)
+    prepared_ns: int = attrs.field(init=False)
 
     @classmethod
     def of(
@@ -367,6 +385,7 @@ class Handoff:
                 drop=lambda: ports.hypervisor.discard(machine),
             ),
             alarms=attempt.warnings,
+            timing=attempt.part,
         )
         return cls(
             ports=ports,

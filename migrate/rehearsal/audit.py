@@ -24,12 +24,13 @@ NAMED_MAX: Final = 10
 class Evidence:
     """`expected_spec` is the digest that the machine's spec must have on the target, replacements applied.
 
-    `ledger` is what a reader made of the artefacts of a `ledger` guest.
+    `ledger` is what a reader made of the artefacts of a `ledger` guest, `frames_ns` when a wire's observer saw a frame.
     """
 
     pair: PairResult
     expected_spec: str
     ledger: LedgerAudit | None = None
+    frames_ns: tuple[int, ...] = ()
 
     def last(self, side: str, name: str) -> Event | None:
         events = self.pair.source if side == "source" else self.pair.target

@@ -69,6 +69,14 @@ def audit_leftovers(leftovers: Leftovers, spec: Spec) -> LedgerAudit | None:
         )
 
 
+def frames_seen(leftovers: Leftovers) -> tuple[int, ...]:
+    """When the observer of the wire saw a sequenced frame, by its monotonic clock; nothing without a wire."""
+    if leftovers.wire is None or not leftovers.wire.exists():
+        return ()
+    with leftovers.wire.open() as lines:
+        return tuple(entry.when_ns for entry in read_wire(lines))
+
+
 def disk_file(leftovers: Leftovers, spec: Spec, slot: int) -> Path:
     """The file that holds the disk in PCI slot `slot`."""
     on_pci = (key for key, component in spec.components.items() if isinstance(component, ON_PCI))

@@ -8,7 +8,7 @@ from migrate.daemon.launching import Launching
 from migrate.daemon.pair import Event, PairOptions, run_pair
 from migrate.faults.words import fault_words
 from migrate.rehearsal.audit import AuditResult, Evidence, audit
-from migrate.rehearsal.leftovers import Leftovers, audit_leftovers
+from migrate.rehearsal.leftovers import Leftovers, audit_leftovers, frames_seen
 from migrate.rehearsal.real import Played, checks_of
 from migrate.rehearsal.result import RehearsalResult, assemble
 from migrate.simulation.audits import AT_REST
@@ -44,6 +44,7 @@ async def run_rehearsal(
         pair=pair,
         expected_spec=expected_digest(options.spec, options.replacements),
         ledger=audit_leftovers(options.leftovers, options.spec),
+        frames_ns=frames_seen(options.leftovers),
     )
     return assemble(evidence, audit(evidence), options.spec.board.memory_mb * MIB, options.seed)
 

@@ -8,6 +8,7 @@ import attrs
 
 from migrate.daemon.pair import Event
 from migrate.rehearsal.audit import AuditResult, Evidence
+from migrate.rehearsal.downtime import WentOn, ledger_of
 
 Json = dict[str, Any]
 
@@ -36,9 +37,9 @@ def assemble(
     evidence: Evidence, audited: AuditResult, ram_bytes: int, seed: int, fired: Sequence[str] = ()
 ) -> RehearsalResult:
     """Lay what both sides told side by side; `fired` are the faults that struck, in words."""
-    ended = [_all(told, "attempt ended") for told in (evidence.pair.source, evidence.pair.target)]
-    attempts = [attempt for attempt, _ in attempts_of(*ended)]
+    sources, targets = (_all(told, "attempt ended") for told in (evidence.pair.source, evidence.pair.target))
     resumed = evidence.last("target", "guest resumed")
+    attempts = [attempt for attempt, _ in attempts_of(sources, targets, WentOn.of(resumed, evidence.frames_ns))]
     return RehearsalResult(
         document={
             "outcome": _outcome(attempts),
@@ -57,14 +58,21 @@ def assemble(
     )
 
 
-def attempts_of(sources: list[Event], targets: list[Event]) -> list[tuple[Json, int | None]]:
+def attempts_of(
+    sources: Sequence[Event], targets: Sequence[Event], went_on: WentOn | None = None
+) -> list[tuple[Json, int | None]]:
     """Both views of each attempt laid together, from what each side said when it had ended.
 
     Beside it is when the source's view began, in ns of the clock that both sides go by: there the axis of the ledger
-    begins.  None if the source knew nothing of the attempt.
+    begins.  None if the source knew nothing of the attempt.  `went_on` is about the last attempt that a target took
+    the machine over in.
     """
+    last = next((target for target in reversed(targets) if target["committed"]), None)
     return [
-        (_attempt(source, target), None if source is None else source["started_ns"])
+        (
+            _attempt(source, target, went_on if target is last else None),
+            None if source is None else source["started_ns"],
+        )
         for source, target in _pairs(sources, targets)
     ]
 
@@ -90,7 +98,7 @@ def _all(events: list[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
 
 
-def _pairs(sources: list[Event], targets: list[Event]) -> Iterator[tuple[Event | None, Event | None]]:
+def _pairs(sources: Sequence[Event], targets: Sequence[Event]) -> Iterator[tuple[Event | None, Event | None]]:
     """Both views of each attempt, in order of time; None for a side that knew nothing of it.
 
     The source's view begins when it hears a target's hello, so it belongs to the last attempt that a target had begun;
@@ -120,7 +128,7 @@ def _owner(evidence: Evidence) -> str:
     return "nobody"
 
 
-def _attempt(source: Event | None, target: Event | None) -> Json:
+def _attempt(source: Event | None, target: Event | None, went_on: WentOn | None) -> Json:
     """One attempt from both views.  The side whose error names a cause is believed before one that lost its link."""
     views = [view for view in (source, target) if view is not None]
     told = source or target
@@ -139,25 +147,5 @@ def _attempt(source: Event | None, target: Event | None) -> Json:
         "rounds": told["rounds"],
         "precopy": None if source is None else source["precopy"],
         "warnings": [warning for view in views for warning in view["warnings"]],
-        "ledger": _ledger(source, target),
-    }
-
-
-def _ledger(source: Event | None, target: Event | None) -> Json:
-    """Both sides' steps on one axis, which begins with the source's attempt; both clocks are one host's."""
-    if source is None:
-        return {"total_ms": None, "downtime_ms": None, "steps": []}
-    steps = []
-    for view in (source, target):
-        if view is not None:
-            shift_ms = (view["started_ns"] - source["started_ns"]) / 1e6
-            steps += [{**step, "start_ms": step["start_ms"] + shift_ms} for step in view["steps"]]
-    steps.sort(key=lambda step: step["start_ms"])
-    pause = next((step for step in steps if step["step"] == "pause"), None)
-    run = next((step for step in steps if step["step"] == "run"), None)
-    end_ms = None if run is None else run["start_ms"] + run["duration_ms"]
-    return {
-        "total_ms": end_ms,
-        "downtime_ms": None if pause is None or end_ms is None else end_ms - pause["start_ms"],
-        "steps": steps,
+        "ledger": ledger_of(source, target, went_on),
     }

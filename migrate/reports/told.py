@@ -43,7 +43,9 @@ def timeline_of(document: Mapping[str, Any], events: Sequence[Told], *, planned:
         events=in_order(shown),
         attempts=tuple(
             Attempt.of(attempt, None if started_ns is None else started_ns - first_ns)
-            for attempt, started_ns in attempts_of(ended[SOURCE], ended[TARGET])
+            for attempt, (_, started_ns) in zip(
+                document["attempts"], attempts_of(ended[SOURCE], ended[TARGET]), strict=True
+            )
         ),
         owner=document["owner"],
         outcome=document["outcome"],

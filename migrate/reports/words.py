@@ -24,6 +24,8 @@ def told_words(event: str, facts: Mapping[str, Any]) -> str:
     """What an engine or a daemon told, with what it told about it."""
     if event == "round":
         return f"round {facts['number']}: {facts['pages']:,} pages, {facts['dirtied_pages']:,} dirtied meanwhile"
+    if event == "guest resumed" and facts["blackout_ms"] is None:
+        return "the guest goes on"
     if event == "guest resumed":
         return f"the guest was away for {facts['blackout_ms']:.1f} ms by its own clock"
     message = facts.get("message")

@@ -11,7 +11,7 @@ step wrote it last.  So a page that was forgotten, or an image older than the la
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, Protocol, cast
@@ -198,8 +198,11 @@ class LightMachine(Lifecycle):
         return expressed(choose, *self.states)
 
     def export_devices(self, choose: Choose = newest) -> tuple[DeviceState, ...]:
+        return tuple(self.exports(choose))
+
+    def exports(self, choose: Choose = newest) -> Iterator[DeviceState]:
         self._require("export the devices of", MachineState.PAUSED)
-        return expressed(choose, *self.states)
+        return iter(expressed(choose, *self.states))
 
     def import_devices(self, states: Iterable[DeviceState]) -> None:
         self._require("import devices into", MachineState.MIGRATING)
