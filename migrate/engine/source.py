@@ -260,13 +260,13 @@ class _Source:
                 course, outlook = self.consider(began_ns, cost)
             elif is_known and course.decision is Decision.PAUSE:  # the guest has been at its devices since
                 cost = self.export_again(choice, cost)
-                await self.clock.sleep(0)  # the guest has been kept waiting, and would be away so much longer
                 course, outlook = self.consider(began_ns, cost)
             self.tell_estimate(course, outlook)
             if course.decision is Decision.GIVE_UP:
                 raise NotConverging(not_converging(policy, course, outlook, len(self.attempt.rounds)))
             if course.decision is Decision.PAUSE and generation is not None:
                 self.expect(course, outlook, began)
+                await self.clock.sleep(0)  # the guest was kept waiting by the exports, and would be away so much longer
                 return generation
             if course.throttle != throttle:
                 throttle = course.throttle
