@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import _GeneratorContextManager
 from enum import Enum, EnumType
 from functools import cache
+from operator import attrgetter
 from types import (
     CellType,
     CodeType,
@@ -90,13 +91,22 @@ class Teller:
     # Values
 
     def all(self, name: str, values: Iterable[Any]) -> None:
-        parts, listed = self.parts, values if values.__class__ is tuple or values.__class__ is list else tuple(values)
+        parts, seen = self.parts, self._seen
+        listed = values if values.__class__ is tuple or values.__class__ is list else tuple(values)
         parts += (name, len(listed))
         for value in listed:
-            if value.__class__ in _PLAIN:
+            kind = value.__class__
+            if kind in _PLAIN:
                 parts.append(value)
-            else:
-                self.tell(value)
+                continue
+            known = seen.get(id(value))
+            if known is not None:  # as whoever tells such values would find
+                parts += ("again", known[0])
+                continue
+            tell = TELLERS.get(kind)
+            if tell is None:
+                tell = TELLERS[kind] = _teller_of(kind)
+            tell(self, value)
 
     def bytes_(self, data: "bytes | bytearray | memoryview") -> None:
         if len(data) > LONG_BYTES:
@@ -125,6 +135,9 @@ class Teller:
             return
         told = []
         for value in it:
+            if value.__class__ in _PLAIN:
+                told.append(repr([value]))
+                continue
             teller = type(self)()
             teller.tell(value)
             told.append(repr(teller.parts))
@@ -225,8 +238,12 @@ class Teller:
         kind = it.__class__
         if left_out is None:
             left_out = NOT_TOLD.get(kind, frozenset())
-        named, slots = _attributes_of(kind, left_out)
-        self.all(named, [getattr(it, name, _UNSET) for name in slots])
+        named, slots, values_of = _attributes_of(kind, left_out)
+        try:
+            values = values_of(it)
+        except AttributeError:  # of one that is not set yet
+            values = tuple(getattr(it, name, _UNSET) for name in slots)
+        self.all(named, values)
         others = getattr(it, "__dict__", None)
         if others:
             told = others if not left_out else {name: others[name] for name in others if name not in left_out}
@@ -299,11 +316,25 @@ def _refuse(_: Teller, it: Any) -> None:
 
 
 @cache
-def _attributes_of(kind: type, left_out: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-    """What it is called, and those of its slots that are told."""
+def _attributes_of(
+    kind: type, left_out: frozenset[str]
+) -> tuple[str, tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """What it is called, those of its slots that are told, and what gives their values."""
     left_out |= {"__weakref__", "__dict__"}
-    slots = (name for base in kind.__mro__ for name in _listed(base.__dict__.get("__slots__", ())))
-    return f"{kind.__module__}.{kind.__qualname__}", tuple(name for name in slots if name not in left_out)
+    listed = (name for base in kind.__mro__ for name in _listed(base.__dict__.get("__slots__", ())))
+    slots = tuple(name for name in listed if name not in left_out)
+    return f"{kind.__module__}.{kind.__qualname__}", slots, _getter_of(slots)
+
+
+def _getter_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What gives the values of these attributes, in one call."""
+    match names:
+        case ():
+            return lambda it: ()
+        case (name,):
+            return lambda it: (getattr(it, name),)
+        case _:
+            return attrgetter(*names)
 
 
 def _listed(slots: "str | Iterable[str]") -> Iterable[str]:
