@@ -144,6 +144,11 @@ class LightMemory(GuestMemory):
             pages.bits for pages in (self._sets.dirty, self._sets.pending, self._sets.in_flight, self._sets.sent)
         )
 
+    @sets.setter
+    def sets(self, bits: tuple[int, ...]) -> None:
+        made = self._sets
+        made.dirty.bits, made.pending.bits, made.in_flight.bits, made.sent.bits = bits
+
     def read(self, gpa: int, length: int) -> bytes:
         if 0 <= gpa <= gpa + length <= self._open_bytes:
             return bytes(self._view[gpa : gpa + length])

@@ -16,7 +16,8 @@ import attrs
 
 from migrate.faults.explore import Experiment, Tried, tried_of
 from migrate.faults.injection import Injector, Key
-from migrate.faults.plan import Plan
+from migrate.faults.plan import Plan, Replay
+from migrate.faults.resuming import Begun, Image, Resumed, way_to
 from migrate.simulation.audits import Violation
 from migrate.simulation.fingerprint import fingerprint
 from migrate.simulation.machines import LightMachines
@@ -57,6 +58,7 @@ class Visit:
     reasons: int
     steps: int
     counts: Mapping[Key, int]
+    image: Image | None = attrs.field(default=None, eq=False, repr=False)
 
     def before(self, rest: Future) -> Future:
         """What came after it, of a run whose whole future is `rest`."""
@@ -127,17 +129,22 @@ class Foresight:
     _since: int = 0
     _futures: dict[bytes, Future] = attrs.field(factory=dict)
     _undisturbed: dict[Plan, Future | None] = attrs.field(factory=dict)
+    _images: dict[bytes, Image | None] = attrs.field(factory=dict)
+    _ways: dict[bytes, int | None] = attrs.field(factory=dict)
 
     def begin(self, number: int) -> None:
         """A piece of the work: which of its plans are checked follows from its `number`, and in time it is each."""
         self._since = number * SPREAD % CHECKED_OF
 
-    def run(self, plan: Plan) -> Tried:
-        """What `Experiment.run` gives for it, but for what it would have noted."""
+    def run(self, plan: Plan, begun: Begun | None = None) -> Tried:
+        """What `Experiment.run` gives for it, but for what it would have noted.
+
+        With what has `begun`, the run may go on from there, and all of its faults but the last have struck before.
+        """
         if not isinstance(self.experiment.foundry, LightMachines):
             self.runs += 1
             return self.experiment.run(plan)
-        injector = Injector(plan, counts_all=self.counts)
+        injector = self._resumed(plan, begun) or Injector(plan, counts_all=self.counts)
         if self.counts and not injector.waits_for_a_time():
             undisturbed = self._nothing_strikes(plan.seed)
             if undisturbed is not None and not injector.could_strike(undisturbed.passing or {}):
@@ -154,12 +161,31 @@ class Foresight:
             if len(injector.fired) == len(plan.faults) and not world.is_calm and not world.audits.violations:
                 visit = visit_of(world, injector)
                 if visit is not None:
-                    visits.append(visit)
+                    visits.append(attrs.evolve(visit, image=self._image_of(visit, world, injector)))
 
         injector.on_rest = rest
-        with self.experiment.world(injector, once_more=True) as world:
+        with self._world(injector) as world:
             result = world.run()
         return tried_of(plan, injector, result, result.violations), tuple(visits)
+
+    def _world(self, injector: Injector) -> World:
+        return self.experiment.world(injector, once_more=True)
+
+    def _image_of(self, visit: Visit, world: World, injector: Injector) -> Image | None:
+        """One for each state."""
+        if visit.state not in self._images:
+            self._images[visit.state] = Image.of(world, injector, visit.state)
+        return self._images[visit.state]
+
+    def _resumed(self, plan: Plan, begun: Begun | None) -> Injector | None:
+        """What lets a world begin there, if one can; but what is replayed was said before."""
+        if begun is None or isinstance(plan.faults[-1].do, Replay):
+            return None
+        image = begun.image
+        if image.state not in self._ways:
+            self._ways[image.state] = way_to(image, self._world)
+        failed = self._ways[image.state]
+        return None if failed is None else Resumed(plan, begun=begun, failed=failed)
 
     def checked(self, tried: Tried) -> Tried:
         """The same; but a fixed share of plans is run once more, whole, and if that is another, it is told so."""
@@ -188,7 +214,7 @@ class Foresight:
         self.runs += 1
         visits: list[Visit] = []
         injector.on_rest = lambda world: self._look(world, injector, visits)
-        with self.experiment.world(injector, once_more=True) as world:
+        with self._world(injector) as world:
             try:
                 result = world.run()
             except Known as known:

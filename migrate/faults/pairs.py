@@ -15,6 +15,7 @@ from migrate.faults.explore import Experiment, Tried, seconds_after
 from migrate.faults.futures import Foresight, Visit
 from migrate.faults.injection import key_of
 from migrate.faults.plan import Fault, Plan, Replay
+from migrate.faults.resuming import Begun
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +53,21 @@ class Pair:
             replayed = self.first.tried.said_before[key, number]
         return self.rest.state, key, number - self.rest.counts.get(key, 0), self.second.do, replayed
 
+    @property
+    def begun(self) -> Begun | None:
+        """What has been of this one until its rest, if a run can begin there."""
+        rest, tried = self.rest, self.first.tried
+        if rest is None or rest.image is None:
+            return None
+        return Begun(
+            image=rest.image,
+            steps=rest.steps,
+            counts=rest.counts,
+            fired=tried.plan.faults,
+            published=tried.published[: rest.published],
+            reasons=tried.reasons[: rest.reasons],
+        )
+
     def as_other(self, other: "Pair", came: Tried) -> Tried:
         """What comes of this one, which is alike, if this came of the other."""
         assert self.rest is not None, "it is alike"
@@ -82,8 +98,8 @@ def alike(experiment: Experiment, firsts: Iterable[Fault]) -> list[list[Pair]]:
 def try_alike(foresight: Foresight, pairs: list[Pair]) -> Iterator[Tried]:
     """What comes of each of them; one is run for all, unless it violates something: then all are."""
     one = pairs[0]
-    came = foresight.run(one.plan)
+    came = foresight.run(one.plan, one.begun)
     yield came
     is_for_all = not came.violations and came.fired == len(one.plan.faults)
     for pair in pairs[1:]:
-        yield foresight.checked(pair.as_other(one, came)) if is_for_all else foresight.run(pair.plan)
+        yield foresight.checked(pair.as_other(one, came)) if is_for_all else foresight.run(pair.plan, pair.begun)

@@ -88,9 +88,9 @@ class _Worlds(Teller):
             self.attributes(it)
 
     def task(self, it: Task) -> None:
-        """Its ticket only says which of its timers are stale."""
+        """Its ticket only says which of its timers are stale, and whether it has begun, as its coroutine does."""
         if not self.is_again(it):
-            self.all("task", (it.owner, it.ticket > 0, it.done, it.coroutine))
+            self.all("task", (it.owner, it.done, it.coroutine))
 
     def signal(self, it: Signal) -> None:
         if not self.is_again(it):
