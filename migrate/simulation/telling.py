@@ -216,8 +216,15 @@ class Teller:
             return
         named = frame.f_locals
         self.parts += (frame.f_lasti, tuple(named))
-        held = gc.get_referents(it)
-        self.all("frame", (value for value in held if value is not named and not _is_own(value, code)))
+        held = [
+            value
+            for value in gc.get_referents(it)
+            if (kind := value.__class__) is not CodeType  # nor what else is of a coroutine as such
+            and kind is not FrameType
+            and value is not named
+            and not (kind is FunctionType and value.__code__ is code)
+        ]
+        self.all("frame", held)
 
     # Objects
 
@@ -237,14 +244,14 @@ class Teller:
         """The values of its attributes: of slots in their order, of others with their names."""
         kind = it.__class__
         if left_out is None:
-            left_out = NOT_TOLD.get(kind, frozenset())
-        named, slots, values_of = _attributes_of(kind, left_out)
+            left_out = NOT_TOLD.get(kind, _NOTHING)
+        named, slots, values_of, has_others = _attributes_of(kind, left_out)
         try:
             values = values_of(it)
         except AttributeError:  # of one that is not set yet
             values = tuple(getattr(it, name, _UNSET) for name in slots)
         self.all(named, values)
-        others = getattr(it, "__dict__", None)
+        others = it.__dict__ if has_others else None
         if others:
             told = others if not left_out else {name: others[name] for name in others if name not in left_out}
             self.parts += told
@@ -263,6 +270,7 @@ class Teller:
 
 
 _UNSET: Final = ...
+_NOTHING: Final[frozenset[str]] = frozenset()
 _PLAIN: Final = frozenset({int, str, bool, float, type(None), type(...), range})
 _PLAIN_OBJECTS: Final = (SimpleNamespace, _GeneratorContextManager)
 NOT_TOLD: Final[dict[type, frozenset[str]]] = {}
@@ -318,12 +326,12 @@ def _refuse(_: Teller, it: Any) -> None:
 @cache
 def _attributes_of(
     kind: type, left_out: frozenset[str]
-) -> tuple[str, tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """What it is called, those of its slots that are told, and what gives their values."""
+) -> tuple[str, tuple[str, ...], Callable[[Any], tuple[Any, ...]], bool]:
+    """What it is called, those of its slots that are told, what gives their values, and whether it may have others."""
     left_out |= {"__weakref__", "__dict__"}
     listed = (name for base in kind.__mro__ for name in _listed(base.__dict__.get("__slots__", ())))
     slots = tuple(name for name in listed if name not in left_out)
-    return f"{kind.__module__}.{kind.__qualname__}", slots, _getter_of(slots)
+    return f"{kind.__module__}.{kind.__qualname__}", slots, _getter_of(slots), kind.__dictoffset__ != 0
 
 
 def _getter_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
@@ -340,8 +348,3 @@ def _getter_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
 def _listed(slots: "str | Iterable[str]") -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
-
-def _is_own(value: object, code: CodeType) -> bool:
-    """Whether it belongs to a coroutine as such, and is nothing that its function holds."""
-    kind = value.__class__
-    return kind is CodeType or kind is FrameType or (kind is FunctionType and value.__code__ is code)  # type: ignore[attr-defined]
