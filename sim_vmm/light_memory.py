@@ -107,6 +107,9 @@ class LightDirtyPages(DirtyPages):
         super().__init__(page_count, make)
         self.dirty, self.pending, self.in_flight, self.sent = made
 
+    def covered_pages(self) -> PageIndices:
+        return pages_in(self.dirty.bits | self.in_flight.bits | self.sent.bits)
+
     def clear(self) -> None:
         """As at birth."""
         self.settle()

@@ -241,7 +241,7 @@ class RamReceiver:
         else:
             pages = self._pages_of(batch.extents, "extents", RAM_BATCH_PAGES_MAX)
             zeros = self._pages_of(batch.zero, "zero extents", ZERO_PAGES_MAX)
-        if pages.size and zeros.size and np.intersect1d(pages, zeros).size:
+        if pages.size and zeros.size and np.intersect1d(pages, zeros, assume_unique=True).size:
             raise RemoteProtocolError("a RAM batch names a page both with content and as zero")
         checksum = await self._receive(pages)
         if checksum != batch.checksum:

@@ -53,6 +53,7 @@ class Visit:
 
     state: bytes
     is_calm: bool
+    is_concluded: bool
     fired: int
     published: int
     reasons: int
@@ -105,6 +106,7 @@ def visit_of(world: World, injector: Injector) -> Visit | None:
     return Visit(
         state=state,
         is_calm=world.is_calm,
+        is_concluded=world.is_concluded,
         fired=len(injector.fired),
         published=len(world.audits.published),
         reasons=len(world.audits.reasons),
@@ -240,12 +242,14 @@ class Foresight:
     def _may_be_known(self, world: World, injector: Injector, visits: list[Visit]) -> bool:
         """Whether it is worth while to look.  Who waits for a time is alone with it: its state is like no other."""
         fired, is_calm = len(injector.fired), world.is_calm
-        if world.audits.violations or world.is_concluded:
+        if world.audits.violations:
             return False
         if not is_calm:
             waits = fired < len(injector.plan.faults)
             if not fired or (waits and not self.counts) or injector.waits_for_a_time():
                 return False
+        if world.is_concluded:
+            return not any(visit.is_concluded for visit in visits)
         return sum((visit.fired, visit.is_calm) == (fired, is_calm) for visit in visits) < LOOKS
 
     def _learn(self, visits: list[Visit], whole: Future, injector: Injector) -> None:

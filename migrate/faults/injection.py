@@ -220,9 +220,9 @@ class Injector(Hooks):
     def residue(self) -> tuple[object, ...]:
         """What the faults that have struck still do, beside what they have made of the world."""
         assert self._world is not None, "the run has begun"
-        failures = (
-            {} if self._world.is_calm else {kind.__name__: times for kind, times in self._failures.items() if times}
-        )
+        if self._world.is_calm:
+            return ()
+        failures = {kind.__name__: times for kind, times in self._failures.items() if times}
         return sorted(failures.items()), sorted(self._hung)
 
     def counted(self) -> dict[Key, int]:

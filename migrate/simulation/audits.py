@@ -144,6 +144,11 @@ class Audits:
         """What they compare the next start and stop with."""
         return self._running, self._last, self._last_clocks
 
+    @property
+    def last_clocks(self) -> Clocks | None:
+        """What the guest's clocks showed at its last stop, if it has not been set going since."""
+        return self._last_clocks
+
     def violate(self, check: str, message: str) -> None:
         self.violations.append(Violation(check, message))
 
@@ -194,7 +199,7 @@ class Audits:
         """A guest that was left alone for a while is about to go on, and to write over what may have been forgotten."""
         dirty = machine.memory.dirty
         if self._running.get(node) is machine and isinstance(dirty, DirtyPages):
-            missing = sorted(set(content_pages(machine.memory)) - set(dirty.covered_pages().tolist()))
+            missing = sorted(set(content_pages(machine.memory)).difference(dirty.covered_pages().tolist()))
             if missing:
                 self.violate(NOTHING_FORGOTTEN, f"{node} runs a machine that would not send pages {missing}")
 

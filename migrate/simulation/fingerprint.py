@@ -6,8 +6,8 @@ wire, and of each task where it stands and all that it holds, its stack included
 is told from who refers to two that are alike.  Whatever it does not know how to tell makes it raise `Incomparable`.
 
 Left out is only what nothing of the future depends on, and each time the reason is given: what has been (the trace,
-what was published), connections that nobody holds any more, timers for somebody who was woken before, and by which
-of several equal ways a clock is represented.  A test holds worlds with the same fingerprint to the same future.
+what was published), connections that nobody holds any more, timers for somebody who was woken before, by which of
+several equal ways a clock is represented, and what the clocks of a guest show that runs.  A test holds worlds with the same fingerprint to the same future.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -20,11 +20,15 @@ from migrate.simulation.node import Node, SimulatedGuest
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Signal, Task
 from migrate.simulation.telling import NOT_TOLD, TELLERS, Incomparable, Teller
 from sim_vmm.clock import GuestClock
+from sim_vmm.lifecycle import MachineState
 from sim_vmm.light_memory import KEPT_BYTES, LightMemory
 
 if TYPE_CHECKING:
     from migrate.simulation.world import World
 
+FOUR_BYTES: Final = 1 << 32
+HALF_WAY: Final = 1 << 62
+"""Up to here no guest's clock comes to an end."""
 WORLD_APART: Final = frozenset({"hooks", "trace", "machines", "audits", "scheduler", "network", "_ends"})
 """Of a world: hooks are the caller's, a trace is only told, machines are found where they are; the rest is below."""
 
@@ -45,10 +49,13 @@ class _Worlds(Teller):
     """Knows what of a world is told in another way than as it lies there."""
 
     _now_ns = 0
+    _is_remembered = True
+    _clock_is_free = False
 
     def world(self, it: "World") -> None:
         self.is_again(it)
         self._now_ns = it.scheduler.now_ns
+        self._is_remembered = it.audits.last_clocks is not None
         self.parts.append(self._now_ns)
         self._scheduler(it.scheduler)
         self._network(it.network)
@@ -103,20 +110,29 @@ class _Worlds(Teller):
             self.attributes(it)
 
     def clock(self, it: GuestClock) -> None:
-        """Where ticks are whole in a nanosecond, since when it has counted them makes no difference."""
+        """Where ticks are whole in a nanosecond, since when it has counted them makes no difference.
+
+        And while the guest runs, and nobody remembers what its clocks showed at a stop, whatever they show goes on as
+        anything else would: all that is told then is how long that is in a message (`_long`).
+        """
         if self.is_again(it):
             return
+        is_free, self._clock_is_free = self._clock_is_free, False
         state = it.__dict__.copy()
         if it._guest_freq % NS_PER_S == 0:
             state["_read_tsc"] = it.tsc()
             del state["_read_hrtime"]
+            if is_free:
+                state["_read_tsc"], state["_boot_hrtime"] = _long(it.tsc()), _long(it._boot_hrtime)
         self.dict_(state)
 
     def machine(self, it: LightMachine) -> None:
         """Whoever is told of its exports and imports is the hooks."""
         if not self.is_again(it):
-            made_of = (it.spec, it.birth, it.memory, it.clock, it.console, it.failure)
-            self.all("machine", (it.state, *made_of, *it.devices.values()))
+            self.all("machine", (it.state, it.spec, it.birth, it.memory))
+            self._clock_is_free = it.state is MachineState.RUNNING and not self._is_remembered
+            self.all("clock", (it.clock,))
+            self.all("devices", (it.console, it.failure, *it.devices.values()))
 
     def device(self, it: LightDevice) -> None:
         if not self.is_again(it):
@@ -130,6 +146,13 @@ class _Worlds(Teller):
         self.parts += ("RAM", it.page_count, it.is_open)
         self.bytes_(it.view[:KEPT_BYTES])
         self.all("sets", it.sets)
+
+
+def _long(value: int) -> int | str:
+    """Of a number that takes eight bytes in a message, and will, only that and its sign; any other is told."""
+    if FOUR_BYTES < value < HALF_WAY:
+        return "long"
+    return "long, negative" if -HALF_WAY < value < -FOUR_BYTES else value
 
 
 NOT_TOLD.update(

@@ -45,6 +45,8 @@ CALM_NS: Final = 105 * NS_PER_S
 LINK_BACK_NS: Final = CALM_NS + 60 * NS_PER_S
 """When the link carries again in a world with a fence.  One node has to run the machine by then: a source that was
 frozen until all was well has to give up its target first (30 s), and then to wait before it asks the fence (10 s)."""
+ROUND_NS: Final = 100 * NS_PER_S
+"""On a multiple of this begins the one more migration, so that worlds which come to the same come to it then."""
 STEPS_MAX: Final = 20_000
 SOURCE, TARGET = "rack-3", "rack-7"
 POLICY: Final = PrecopyPolicy(rounds_min=2)
@@ -184,6 +186,7 @@ class World:
 
     def _move_once_more(self) -> None:
         giver, taker = (self.source, self.target)[:: 1 if self.audits.runner == SOURCE else -1]
+        self._wait_long()
         self.say("world", lambda: f"once more, from {giver.name} to {taker.name}")
         if giver is self.target and giver.life is not None:
             self.listen(SourceDaemon(giver.life))
@@ -193,6 +196,11 @@ class World:
         self._run_until_quiet()
         if self.audits.runner != taker.name:
             self.audits.violate(ONCE_MORE, f"one more migration has not brought the machine to {taker.name}")
+
+    def _wait_long(self) -> None:
+        """Nobody has anything left to do, so time passes up to a round number of it."""
+        self.scheduler.now_ns = -(-self.scheduler.now_ns // ROUND_NS) * ROUND_NS
+        self._at_rest()
 
     def _bear(self) -> None:
         """The machine is born on the source, which owns it."""
