@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from migrate.simulation.audits import Audits
 from migrate.simulation.disk import Disk, KeptImage
 from migrate.simulation.machines import LightDevice, LightMachine
-from migrate.simulation.network import Connection, Network
+from migrate.simulation.network import Connection, Network, Pipe
 from migrate.simulation.node import Node, SimulatedGuest
 from migrate.simulation.scheduler import NS_PER_S, Scheduler, Signal, Task
 from migrate.simulation.telling import NOT_TOLD, TELLERS, Incomparable, Teller
@@ -86,6 +86,12 @@ class _Worlds(Teller):
         """What the audits go by; not what was published, which is told."""
         self.is_again(it)
         self.all("audits", (it.keeps_ledger, it.runs, it.steps, *it.remembered))
+
+    def pipe(self, it: Pipe) -> None:
+        """Instants that are over are all alike to it."""
+        if not self.is_again(it):
+            self.parts += ("pipe", *(max(ns, self._now_ns) for ns in it.instants_ns))
+            self.attributes(it)
 
     def disk(self, it: Disk) -> None:
         """Of the starts of its host, only whether an image has outlived one makes a difference, for ever."""
@@ -162,6 +168,7 @@ NOT_TOLD.update(
         KeptImage: frozenset({"boot"}),
         SimulatedGuest: frozenset({"_running_ns", "_worked_ns", "_looked_ns", "_last_step_ns"}),  # see `guest`
         Connection: frozenset({"number"}),  # only told
+        Pipe: frozenset({"_wire_free_ns", "_held_until_ns", "_last_arrival_ns"}),  # see `pipe`
     }
 )
 TELLERS.update(
@@ -169,6 +176,7 @@ TELLERS.update(
         Task: _Worlds.task,
         Signal: _Worlds.signal,
         SimulatedGuest: _Worlds.guest,
+        Pipe: _Worlds.pipe,
         Disk: _Worlds.disk,
         GuestClock: _Worlds.clock,
         LightMachine: _Worlds.machine,

@@ -154,6 +154,11 @@ class Pipe:
         """When what has been put is on the wire."""
         return self._wire_free_ns
 
+    @property
+    def instants_ns(self) -> tuple[int, int, int]:
+        """Until when its wire is busy, it is held, and something arrives."""
+        return self._wire_free_ns, self._held_until_ns, self._last_arrival_ns
+
     def hold(self, ns: int) -> None:
         self._held_until_ns = max(self._held_until_ns, self.scheduler.now_ns + ns)
 
