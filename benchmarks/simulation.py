@@ -3,8 +3,12 @@
 The peer does what no spike could leave out: it writes and reads the CBOR of one undisturbed migration's messages, once
 for each schedule, and nothing else: no engine, no guest, no clock, no audit.  We do all that, and remember the CBOR.
 Single faults, and one of eight other plans, end with another migration, undisturbed.
+
+`python -m benchmarks.simulation campaigns` tries all that `make explore` does instead, chunk by chunk on one core, and
+prints what each campaign took of it, and all together; that takes minutes.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
@@ -17,7 +21,7 @@ import cbor2
 
 from benchmarks.measure import Result, compare
 from migrate.cli.exploring import simulated
-from migrate.faults.campaign import leave_worker, prepare_worker
+from migrate.faults.campaign import Campaign, Kind, Order, chunks_of, leave_worker, prepare_worker, try_chunk
 from migrate.faults.explore import Experiment, Tried, first_faults, random_plan, single_plans
 from migrate.faults.futures import Foresight
 from migrate.faults.pairs import alike, try_alike
@@ -31,6 +35,7 @@ from migrate.specs.files import read_spec_file
 SPEC: Final = Path(__file__).parents[1] / "examples" / "web-server.json"
 AT_A_TIME: Final = 60
 TIMES: Final = 7
+RANDOM_PLANS: Final = 20_000
 BEFORE: Final = 600
 """Pieces of the work that are done before it is timed."""
 ENOUGH: Final = BEFORE + (1 + TIMES) * AT_A_TIME
@@ -130,6 +135,29 @@ def _works(experiment: Experiment) -> Iterator[Work]:
     yield Work("random faults", random, lambda plan: [counting.run(plan)], lambda: counting.runs)
 
 
+def campaigns() -> Iterator[str]:
+    """What whole campaigns take of one core's time, including what is done once for each."""
+    schedules, taken_s = 0, 0.0
+    prepare_worker(Experiment(spec=simulated(read_spec_file(SPEC).spec)))
+    try:
+        for kind in Kind:
+            campaign = Campaign(order=Order(kind=kind, random=RANDOM_PLANS))
+            began_s = time.process_time()
+            for number in range(chunks_of(campaign.order)):
+                chunk = try_chunk(campaign.order, number)
+                assert not chunk.violating, chunk.violating[0].plan
+                campaign.add(chunk)
+            took_s = time.process_time() - began_s
+            schedules, taken_s = schedules + campaign.schedules, taken_s + took_s
+            yield (
+                f"{kind.value}: {campaign.schedules:,} schedules, {campaign.runs:,} runs, "
+                f"{campaign.checked:,} checked, in {took_s:.1f} s: {campaign.schedules / took_s:,.0f} schedules/s"
+            )
+    finally:
+        leave_worker()
+    yield f"all: {schedules:,} schedules in {taken_s:.1f} s: {schedules / taken_s:,.0f} schedules/s"
+
+
 if __name__ == "__main__":
-    for result in results():
-        print(result)
+    for line in campaigns() if sys.argv[1:] == ["campaigns"] else results():
+        print(line, flush=True)

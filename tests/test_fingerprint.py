@@ -14,6 +14,7 @@ from migrate.faults.explore import Experiment, first_faults, random_plan, single
 from migrate.faults.injection import Injector
 from migrate.faults.plan import AtMessage, Fault, Plan, Reset
 from migrate.protocol.messages import Role
+from migrate.simulation.audits import Clocks
 from migrate.simulation.fingerprint import fingerprint
 from migrate.simulation.network import ORDERS
 from migrate.simulation.remembering import remembering
@@ -155,6 +156,58 @@ def test_what_has_been_makes_no_difference() -> None:
 
     before, after = at_rest(told)
     assert before == after
+
+
+def shift_clocks(world: World) -> None:
+    """What the guest reads is another, and just as long in a message."""
+    clock = machine(world).clock
+    clock._boot_hrtime += 1_000_000_000
+    clock._read_tsc += 1 << 40
+
+
+def remember_clocks(world: World) -> None:
+    world.audits._last_clocks = Clocks.of(machine(world), world.scheduler.now_ns)
+
+
+def test_what_the_clocks_of_a_guest_that_runs_show_makes_no_difference_unless_somebody_remembers() -> None:
+    def told(world: World) -> list[bytes]:
+        prints = []
+        shift_clocks(world)  # until its TSC takes eight bytes, that is told
+        for do in (lambda _: None, shift_clocks, remember_clocks, shift_clocks):
+            do(world)
+            prints.append(fingerprint(world))
+        return prints
+
+    first, shifted, remembered, remembered_otherwise = at_rest(told)
+    assert first == shifted
+    assert len({first, remembered, remembered_otherwise}) == 3
+
+
+def test_a_clock_that_is_short_in_a_message_is_told() -> None:
+    def told(world: World) -> list[bytes]:
+        prints = []
+        for _ in range(3):
+            machine(world).clock._read_tsc += 1 << 31
+            prints.append(fingerprint(world))
+        return prints
+
+    short, longer, longest = at_rest(told)
+    assert short != longer
+    assert longer == longest
+
+
+def test_of_instants_of_a_pipe_those_that_are_over_are_alike() -> None:
+    def told(world: World) -> list[bytes]:
+        pipe, now_ns = world.network.connections[-1].pipes[Role.SOURCE], world.scheduler.now_ns
+        prints = []
+        for free_ns in (0, now_ns - 7, now_ns, now_ns + 1):
+            pipe._wire_free_ns = free_ns
+            prints.append(fingerprint(world))
+        return prints
+
+    *over, to_come = at_rest(told)
+    assert len(set(over)) == 1
+    assert to_come != over[0]
 
 
 # Values, code, and what cannot be told

@@ -20,6 +20,7 @@ from migrate.faults.plan import Plan, Replay
 from migrate.faults.resuming import Begun, Image, Resumed, way_to
 from migrate.simulation.audits import Violation
 from migrate.simulation.fingerprint import fingerprint
+from migrate.simulation.hooks import Hooks
 from migrate.simulation.machines import LightMachines
 from migrate.simulation.telling import Incomparable
 from migrate.simulation.world import STEPS_MAX, Result, World
@@ -170,8 +171,8 @@ class Foresight:
             result = world.run()
         return tried_of(plan, injector, result, result.violations), tuple(visits)
 
-    def _world(self, injector: Injector) -> World:
-        return self.experiment.world(injector, once_more=True)
+    def _world(self, hooks: Hooks) -> World:
+        return self.experiment.world(hooks, once_more=True)
 
     def _image_of(self, visit: Visit, world: World, injector: Injector) -> Image | None:
         """One for each state."""

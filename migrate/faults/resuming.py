@@ -1,8 +1,9 @@
 """A run that begins where another one has rested: a new world is put into that state, in place of coming there again.
 
-At most rests all that goes on is a target that is about to connect again; everything else is what lies on disks, in RAM
-and in clocks.  So a new world is begun with a network that is cut, until its target has failed as often as the other one
-had, by the daemons' own code, and connects when the other one did; what lies there is then replaced by what lay there.
+At most rests all that goes on is a target that is about to connect again; everything else is what lies on disks, in
+RAM and in clocks.  So a new world is begun with a network that is cut, until its target has failed as often as the
+other one had, by the daemons' own code, and connects when the other one did; what lies there is then replaced by what
+lay there.
 
 Whether this gives the same world is not believed but asked of its fingerprint, for each state (`way_to`): that tells
 every task to the instruction where it waits and all that it holds.  Where it does not, runs begin at the beginning.
@@ -20,13 +21,14 @@ from migrate.faults.plan import Fault, Plan
 from migrate.simulation.disk import Content
 from migrate.simulation.fingerprint import fingerprint
 from migrate.simulation.hooks import Hooks
-from migrate.simulation.machines import LightDevice, LightMachine, Payload
+from migrate.simulation.machines import LightDevice, LightMachine
 from migrate.simulation.node import Life, Node, SimulatedGuest
 from migrate.simulation.scheduler import NS_PER_S
 from migrate.simulation.telling import Incomparable
 from migrate.simulation.world import World
 from sim_vmm.console import ConsoleState
 from sim_vmm.light_memory import KEPT_BYTES, LightMemory
+from sim_vmm.payloads import Payload
 
 FAILED_FOR_NS: Final = tuple(pause_ns * NS_PER_S // 10 for pause_ns in (0, 1, 3))
 """How long a target has been at it that has failed so often: the sum of the pauses that it makes in between."""
@@ -94,9 +96,7 @@ class GuestImage:
 
 
 RUNNER: Final = tuple(
-    name
-    for name in (field.name for field in attrs.fields(SimulatedGuest))
-    if name not in ("life", "machine", "_rest")
+    name for name in (field.name for field in attrs.fields(SimulatedGuest)) if name not in ("life", "machine", "_rest")
 )
 
 
@@ -117,7 +117,7 @@ class Image:
         """None for a world in which something else goes on, or lies."""
         scheduler, audits, nodes = world.scheduler, world.audits, (world.source, world.target)
         goes_on = len(scheduler.unfinished_tasks()) != 1 or len(scheduler.timers_in_order()) != 2 or scheduler.frozen
-        lies = any(node.disk.pending or node.disk.content.image for node in nodes) or any(map(len, injector.residue()))
+        lies = any(node.disk.pending or node.disk.content.image for node in nodes) or injector.residue() != ([], [])
         running = _running(world.source.life)
         if goes_on or lies or running is None or world.storage is not None or audits.violations or world.is_calm:
             return None
@@ -144,7 +144,7 @@ class Image:
 
 @attrs.frozen(kw_only=True)
 class Begun:
-    """A run until it rested where `image` is of: what has struck, passed and been published, and how many steps it took."""
+    """A run until the rest that `image` is of: what has struck, passed and been published, and in how many steps."""
 
     image: Image
     steps: int = 0
@@ -192,26 +192,28 @@ class Resumed(Injector):
 class _There(Exception):
     """A world is where it was to be put, or not."""
 
-    def __init__(self, world: World, injector: Injector, state: bytes) -> None:
+    def __init__(self, is_so: bool) -> None:
         super().__init__()
-        try:
-            self.is_so = fingerprint(world, injector.residue()) == state
-        except Incomparable:
-            self.is_so = False
+        self.is_so = is_so
 
 
 def way_to(image: Image, world_of: Callable[[Hooks], World]) -> int | None:
     """How often the target of a new world must have failed, so that it is that of `image`; None if it never is."""
-    for failed in range(len(FAILED_FOR_NS)):
+    tried = range(len(FAILED_FOR_NS))
+    return next((failed for failed in tried if _leads_there(image, failed, world_of)), None)
 
-        def look(world: World) -> None:
-            raise _There(world, resumed, image.state)
 
-        resumed = Resumed(Plan(faults=()), begun=Begun(image=image), failed=failed, on_rest=look)
-        with world_of(resumed) as world:
-            try:
-                world.run()
-            except _There as there:
-                if there.is_so:
-                    return failed
-    return None
+def _leads_there(image: Image, failed: int, world_of: Callable[[Hooks], World]) -> bool:
+    def look(world: World) -> None:
+        try:
+            raise _There(fingerprint(world, resumed.residue()) == image.state)
+        except Incomparable:
+            raise _There(False) from None
+
+    resumed = Resumed(Plan(faults=()), begun=Begun(image=image), failed=failed, on_rest=look)
+    with world_of(resumed) as world:
+        try:
+            world.run()
+        except _There as there:
+            return there.is_so
+    return False

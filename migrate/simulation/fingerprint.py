@@ -6,8 +6,9 @@ wire, and of each task where it stands and all that it holds, its stack included
 is told from who refers to two that are alike.  Whatever it does not know how to tell makes it raise `Incomparable`.
 
 Left out is only what nothing of the future depends on, and each time the reason is given: what has been (the trace,
-what was published), connections that nobody holds any more, timers for somebody who was woken before, by which of
-several equal ways a clock is represented, and what the clocks of a guest show that runs.  A test holds worlds with the same fingerprint to the same future.
+what was published), connections that nobody holds any more, timers for somebody who was woken before, instants that
+are over, by which of several equal ways a clock is represented, and what the clocks of a guest show that runs.  A test
+holds worlds with the same fingerprint to the same future.
 """
 
 from typing import TYPE_CHECKING, Final

@@ -347,4 +347,3 @@ def _getter_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 def _listed(slots: "str | Iterable[str]") -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
-
