@@ -106,6 +106,11 @@ class Teller:
             tell = TELLERS.get(kind)
             if tell is None:
                 tell = TELLERS[kind] = _teller_of(kind)
+            if tell is _LASTING:
+                told = _known.get(id(value))
+                if told is not None and told[0] is value:  # as `lasting` would find
+                    parts.append(told[1])
+                    continue
             tell(self, value)
 
     def bytes_(self, data: "bytes | bytearray | memoryview") -> None:
@@ -210,7 +215,7 @@ class Teller:
         """
         if self.is_again(it):
             return
-        self.parts += ("suspended", code.co_filename, code.co_qualname, code.co_firstlineno)
+        self.parts += ("suspended", _name_of(code.co_filename, code.co_firstlineno, code.co_qualname))
         if frame is None:
             self.parts.append("over")
             return
@@ -269,6 +274,7 @@ class Teller:
         self.parts.append(known[1])
 
 
+_LASTING: Final = Teller.lasting
 _UNSET: Final = ...
 _NOTHING: Final[frozenset[str]] = frozenset()
 _PLAIN: Final = frozenset({int, str, bool, float, type(None), type(...), range})
@@ -343,6 +349,12 @@ def _getter_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
             return lambda it: (getattr(it, name),)
         case _:
             return attrgetter(*names)
+
+
+@cache
+def _name_of(file: str, line: int, name: str) -> int:
+    """Of code there is little, and it is told over and over: the hash of where it is."""
+    return xxhash.xxh3_64_intdigest(f"{file}:{line} {name}".encode())
 
 
 def _listed(slots: "str | Iterable[str]") -> Iterable[str]:
