@@ -28,6 +28,7 @@ from migrate.faults.plan import (
 )
 from migrate.faults.words import fault_words
 from migrate.protocol.messages import Role
+from migrate.rehearsal.result import attempts_of
 from migrate.reports.recording import Recorded, record
 from migrate.reports.sequence import bands_of, break_above_ns, rows_of, wrapped
 from migrate.reports.text import timeline_text
@@ -259,6 +260,17 @@ def ended(side: str, at_ns: int, started_ns: int, error: dict[str, str] | None =
 
 
 DOCUMENT: dict[str, Any] = {"owner": "target", "outcome": "migrated", "audit": {"checks": ["spec"], "violations": []}}
+
+
+def document_of(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result of a rehearsal whose daemons told these."""
+    source, target = (
+        [event for event in events if (event["event"], event["side"]) == ("attempt ended", side)]
+        for side in ("source", "target")
+    )
+    return DOCUMENT | {"attempts": [attempt for attempt, _ in attempts_of(source, target)]}
+
+
 LOST = {"class": "TransportLost", "message": "gone", "side": "target"}
 EVENTS = [
     told("source", 100, "guest runs"),
@@ -292,7 +304,7 @@ def test_each_stream_of_two_daemons_is_a_connection_of_its_own() -> None:
         for name, stream, at_ns in said
         for side, kind in (("target", "sends"), ("source", "receives"))
     ]
-    flights = timeline_of(DOCUMENT, events).flights()
+    flights = timeline_of(document_of(events), events).flights()
     assert [(flight.message, flight.connection) for flight in flights] == [(name, stream) for name, stream, _ in said]
     assert all(flight.received_ns is not None for flight in flights)
 
@@ -302,7 +314,7 @@ def on(stream: int) -> dict[str, int]:
 
 
 def test_what_daemons_told_becomes_a_timeline() -> None:
-    timeline = timeline_of(DOCUMENT, [*reversed(EVENTS)], planned=[fault_words(TARGET_DIES)])
+    timeline = timeline_of(document_of(EVENTS), [*reversed(EVENTS)], planned=[fault_words(TARGET_DIES)])
     assert [(event.at_ns, event.side, event.kind.value, event.text) for event in timeline.events] == [
         (0, "source", "runs", "the guest runs"),
         (10, "source", "begins", "listens"),
