@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Self
 
 import numpy as np
+import numpy.ma  # by np.unique at its first use, for 20 ms: that would be the guest's first step after a move
 import numpy.typing as npt
 import xxhash
 

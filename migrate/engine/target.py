@@ -29,7 +29,14 @@ from migrate.engine.handoff import (
     taken_already,
     writes,
 )
-from migrate.engine.image import PauseImage, import_clock, import_console, import_states, read_device
+from migrate.engine.image import (
+    PauseImage,
+    import_clock,
+    import_console,
+    import_states,
+    read_device,
+    warm_up_devices,
+)
 from migrate.engine.negotiation import Acceptable, judge
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.ports import Clock, Fence, Hypervisor, IncomingRam, Journal, Journals, Link, Observer, Ram
@@ -203,6 +210,7 @@ class _Target:
                 sent_ns = self.attempt.clock.monotonic_ns()
                 self.attempt.exchanged("preamble", sent_ns=sent_ns, heard_ns=heard_ns)
                 await self.link.send(verdict.answer)
+                warm_up_devices(machine, self.settings.release)  # while the source gets ready
                 self.attempt.spec_version = verdict.answer.spec_version
                 return machine
         reasons = sayable(verdict)  # a peer's own obstacles are among them

@@ -176,7 +176,7 @@ def forget() -> None:
             function.cache_clear()
 
 
-def _already_warm() -> None:
+def _already_warm(*_: object) -> None:
     """Compiling the readers of messages is done once in a process."""
 
 
@@ -203,6 +203,7 @@ def remembering() -> Iterator[None]:
         (target, "judge", _Judge(negotiation.judge)),
         (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
         *((module, name, _already_warm) for module in (source, target) for name in WARM_UP),
+        (target, "warm_up_devices", _already_warm),
         (image, "decode_payload", lru_cache(REMEMBERED_MAX)(payloads.decode_payload)),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
