@@ -5,10 +5,11 @@ The same rule holds as for specs: a payload goes on the wire only if its own byt
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final
 
 from migrate import cbor
-from migrate.plain import Misfit, make_converter, structure
+from migrate.plain import Misfit, make_converter, structure, warm_up
 from sim_vmm.payloads import PAYLOADS, Payload, Schema
 
 _CONVERTER: Final = make_converter()
@@ -54,8 +55,7 @@ def newest_first(schemas: Iterable[Schema]) -> dict[str, tuple[int, ...]]:
     return {kind: tuple(sorted(found, reverse=True)) for kind, found in sorted(versions.items())}
 
 
+@cache
 def warm_up_payloads() -> None:
     """Compile the readers of all schemas: the first use of each would cost the blackout a millisecond."""
-    for kind in PAYLOADS.values():
-        _CONVERTER.get_structure_hook(kind)
-        _CONVERTER.get_unstructure_hook(kind)
+    warm_up(_CONVERTER, PAYLOADS.values())

@@ -11,7 +11,7 @@ returns a fresh one for that.
 
 import collections.abc
 import typing
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cache
 from operator import attrgetter
@@ -323,6 +323,22 @@ def class_hook(
         return inner(value, kind)
 
     return structure_object
+
+
+def warm_up(converter: cattrs.Converter, kinds: Iterable[Any]) -> None:
+    """Have `converter` compile what reads and writes each of `kinds`, and all that these are made of."""
+    waiting, seen = list(kinds), set[int]()
+    while waiting:
+        kind = waiting.pop()
+        if id(kind) in seen:
+            continue
+        seen.add(id(kind))
+        if isinstance(kind, type) and attrs.has(kind):
+            converter.get_structure_hook(kind)
+            converter.get_unstructure_hook(kind)
+            waiting += typing.get_type_hints(kind, include_extras=True).values()
+        else:
+            waiting += typing.get_args(kind)
 
 
 def make_converter() -> cattrs.Converter:

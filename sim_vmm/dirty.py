@@ -27,7 +27,8 @@ PageIndices = npt.NDArray[np.int64]
 PageFlags = npt.NDArray[np.bool_]
 
 #: 128 MiB of RAM, the chunk of protocol-phases §4: a machine of 128 GiB has 1024 of them.
-BLOCK_PAGES: Final = 32768
+BLOCK_BITS: Final = 15
+BLOCK_PAGES: Final = 1 << BLOCK_BITS
 
 
 _NO_PAGES: Final[PageIndices] = np.empty(0, dtype=np.int64)
@@ -52,7 +53,7 @@ class PageSet:
 
     def add(self, pages: npt.NDArray[Any]) -> None:
         self._flat[pages] = True
-        self._occupied[pages // BLOCK_PAGES] = True
+        self._occupied[pages >> BLOCK_BITS] = True
 
     def add_range(self, first: int, end: int) -> None:
         """Add pages `first` to `end`, `end` excluded."""

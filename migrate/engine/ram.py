@@ -209,9 +209,11 @@ class RamReceiver:
     _round: int = 0
     _pages: int = 0
     _zero_pages: int = 0
+    _marked: npt.NDArray[np.bool_] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.received = np.zeros(self.memory.page_count, dtype=np.bool_)
+        self._marked = np.zeros_like(self.received)
 
     async def receive_round(self) -> RoundEnd | None:
         """See `migrate.engine.ports.IncomingRam`."""
@@ -277,7 +279,8 @@ class RamReceiver:
 
     def mark_received_dirty(self) -> None:
         """All content is dirty on the new host, so that the machine can migrate on (protocol-phases §5)."""
-        self.memory.mark_dirty(np.flatnonzero(self.received))
+        self.memory.mark_dirty(np.flatnonzero(self.received & ~self._marked))
+        self._marked |= self.received
 
     async def _receive(self, pages: PageIndices) -> int:
         """Take the contents of `pages` off the link into RAM, piece by piece; returns their checksum."""

@@ -250,6 +250,7 @@ class _Target:
                 assert self.machine is not None, "it is being filled"
                 assert self.journal is not None, "the verdict needed it"
                 await self.journal.expect(self.machine)
+            ram.mark_received_dirty()  # now, so that little of it is left for the blackout
             await self.link.send(RoundStored(round=end.round))
 
     async def receive_devices(self, machine: Machine) -> tuple[DeviceState, ...]:

@@ -11,6 +11,7 @@ follows from the batch.  The checksums find faults; they are no defence against 
 """
 
 import struct
+from functools import cache
 from typing import Any, Final
 
 import attrs
@@ -18,7 +19,7 @@ import xxhash
 
 from migrate import cbor
 from migrate.errors import NotOurProtocol, RemoteProtocolError
-from migrate.plain import Misfit, make_converter, quote, structure
+from migrate.plain import Misfit, make_converter, quote, structure, warm_up
 from migrate.protocol.languages import language_of
 from migrate.protocol.messages import (
     ITEMS_MAX,
@@ -171,8 +172,7 @@ def _checksum(frame_type: int, body: bytes) -> int:
     return hasher.intdigest()
 
 
+@cache
 def warm_up_messages() -> None:
     """Compile the readers and writers of all messages, so that no phase pays for its first message."""
-    for kind in MESSAGES.values():
-        _CONVERTER.get_structure_hook(kind)
-        _CONVERTER.get_unstructure_hook(kind)
+    warm_up(_CONVERTER, MESSAGES.values())
