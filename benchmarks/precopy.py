@@ -99,10 +99,13 @@ def row(name: str, runs: Sequence[Run]) -> str:
 def idle() -> str:
     downtimes = []
     for _ in range(IDLE_RUNS):
-        with tempfile.TemporaryDirectory(prefix="migrate-bench-") as state:
+        with (
+            tempfile.TemporaryDirectory(prefix="migrate-bench-") as directory,
+            tempfile.TemporaryDirectory(prefix="migrate-bench-", dir="/dev/shm") as ram,
+        ):
             document = rehearse(
                 *("--guest", "idle:filled", "--memory-mb", str(IDLE_MIB), "--downtime-limit-ms", str(IDLE_LIMIT_MS)),
-                *("--on-stall", "force", "--state-dir", state),
+                *("--on-stall", "force", "--state-dir", f"{directory}/state", "--ram-dir", ram),
             )
         downtimes.append(document["attempts"][-1]["ledger"]["downtime_ms"])
     middle = median(downtimes)

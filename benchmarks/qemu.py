@@ -4,11 +4,12 @@
 QEMU's, medians of interleaved runs.  It is no part of `make bench`, since it needs Debian's `qemu-system-x86`; where
 that is missing it says so.
 
-Ours is `migrate rehearse`, from the connection to the handoff, with the checksums and the audits that everybody gets,
-and with journals on disk.  QEMU's is what it reports itself (`query-migrate`, total-time and downtime), under TCG, with
-its RAM in a file in shared memory that holds random bytes, or nothing.  Both machines are bare: processors, a serial
-port, no disk and no NIC.  The target's memory is fresh in both: it was never touched.  Before each run as much memory as
-both sides will need is written and given back, so that neither waits for the machine's own host to find some.
+Ours is a source and a target daemon, from the connection until the guest runs again, with the checksums that everybody
+gets and with journals on disk.  QEMU's is what it reports itself (`query-migrate`, total-time and downtime), under TCG,
+with its RAM in a file in shared memory that holds random bytes, or nothing.  Both machines are bare: a processor, a
+serial port, no disk and no NIC.  The target's memory is fresh in both: it was never touched.  Right before each
+migration three times as much is written and given back, so that neither waits for the machine's own host to find some:
+virtual machines give what they do not use back to theirs within seconds.
 """
 
 import json
@@ -28,6 +29,8 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
+from migrate.rehearsal.downtime import ledger_of
+
 QEMU: Final = "qemu-system-x86_64"
 SHARED_MEMORY: Final = Path("/dev/shm")
 #: What QEMU's `pc` has with `-nodefaults`, as far as a spec says it.
@@ -44,6 +47,7 @@ MIB: Final = 1 << 20
 RUNS: Final = 5
 LIMIT_MS: Final = 20
 PATIENCE_S: Final = 120.0
+SPARE: Final = 3
 UNLIMITED: Final = 1 << 40
 
 
@@ -124,9 +128,11 @@ def migrate_qemu(place: Path, memory: Path, mib: int, limit_ms: float, channels:
             source.ask("migrate-set-parameters", **{"max-bandwidth": UNLIMITED, "downtime-limit": max(1, limit_ms)})
             target.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
             port = target.ask("query-migrate")["socket-address"][0]["port"]
+            have_memory(SPARE * mib)
             source.ask("migrate", uri=f"tcp:127.0.0.1:{port}")
             source.until("completed", "failed")
-            outcome = source.ask("query-migrate")
+            while (outcome := source.ask("query-migrate"))["total-time"] == 0:
+                time.sleep(0.01)  # it has told of its end before it has summed up
             if outcome["status"] != "completed":
                 raise RuntimeError(f"QEMU's migration is {outcome['status']}")
             return outcome["total-time"], outcome["downtime"]
@@ -136,22 +142,46 @@ def migrate_qemu(place: Path, memory: Path, mib: int, limit_ms: float, channels:
 
 def migrate_ours(mib: int, limit_ms: float, guest: str, *more: str) -> tuple[float, float]:
     """One migration; total and downtime in ms, from the connection on."""
-    with tempfile.TemporaryDirectory(prefix="migrate-bench-") as directory:
+    with in_memory() as ram, tempfile.TemporaryDirectory(prefix="migrate-bench-") as directory:
         spec = Path(directory, "bare.json")
         spec.write_text(json.dumps(BARE))
-        command = [sys.executable, "-m", "migrate", "rehearse", str(spec), "--memory-mb", str(mib), "--guest", guest]
-        command += [
-            "--downtime-limit-ms",
-            str(limit_ms),
-            "--after-s",
-            "0",
-            "--state-dir",
-            f"{directory}/state",
-            "--json",
-        ]
-        done = subprocess.run([*command, *more, "--json"], check=True, capture_output=True, text=True)
-    ledger = json.loads(done.stdout)["attempts"][-1]["ledger"]
+        kept = ("--ram-dir", str(ram), "--events", "-")
+        born = ("--memory-mb", str(mib), "--guest", guest, "--downtime-limit-ms", str(limit_ms))
+        with daemon(
+            "source", str(spec), *born, "--listen", "127.0.0.1:0", "--state-dir", f"{directory}/a", *kept
+        ) as source:
+            address = told(source, "listening")["address"]
+            have_memory(SPARE * mib)
+            with daemon("target", address, "--state-dir", f"{directory}/b", *kept, *more) as target:
+                ledger = ledger_of(told(source, "attempt ended"), told(target, "attempt ended"))
     return ledger["total_ms"], ledger["downtime_ms"]
+
+
+@contextmanager
+def daemon(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "migrate", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def told(process: "subprocess.Popen[str]", name: str) -> dict[str, Any]:
+    """The next event of that name."""
+    assert process.stdout is not None, "it is a pipe"
+    for line in process.stdout:
+        event: dict[str, Any] = json.loads(line)
+        if event["event"] == name:
+            return event
+    raise RuntimeError(f"a daemon ended before it told {name!r}")
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A directory for guest RAM that journals survive with; what is left of it goes."""
+    with tempfile.TemporaryDirectory(prefix="migrate-bench-", dir=SHARED_MEMORY) as directory:
+        yield Path(directory)
 
 
 def have_memory(mib: int) -> None:
@@ -186,9 +216,7 @@ def compare(place: Path, mib: int, *, filled: bool, channels: int) -> None:
     streams = ["--streams", str(channels)] if channels > 1 else []
     with source_memory(f"{place.name}-source", mib, filled=filled) as memory:
         for _ in range(RUNS):
-            have_memory(2 * mib)
             theirs.append(migrate_qemu(place, memory, mib, LIMIT_MS, channels))
-            have_memory(2 * mib)
             ours.append(migrate_ours(mib, LIMIT_MS, guest, *streams))
     total, away = (median(run[part] for run in ours) for part in (0, 1))
     their_total, their_away = (median(run[part] for run in theirs) for part in (0, 1))

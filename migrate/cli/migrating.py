@@ -93,6 +93,13 @@ StorageDirectory = Annotated[
 StateDir = Annotated[
     Path | None, Parameter(name="--state-dir", help="Directory of what must survive this daemon; start again from it.")
 ]
+RamDir = Annotated[
+    Path | None,
+    Parameter(
+        name="--ram-dir",
+        help="Guest RAM that survives a daemon lies below this directory, not in --state-dir; /dev/shm is memory.",
+    ),
+]
 ReclaimAfter = Annotated[
     float,
     Parameter(name="--reclaim-after-s", help="How long to wait for a lost target before asking the storage's fence."),
@@ -132,6 +139,7 @@ def source(
     who: AccessOptions = ANYBODY_ON_LOOPBACK,
     migration_id: MigrationId = None,
     state_dir: StateDir = None,
+    ram_dir: RamDir = None,
     storage: StorageDirectory = None,
     take_storage: Annotated[
         bool, Parameter(negative="", help="Take the disks from whoever used them last: nothing may run there.")
@@ -185,7 +193,14 @@ def source(
         listen=address,
         settings=settings,
         migration=migration_id,
-        places=Places(storage=storage, wire=wire, artefacts=artefacts, state=state_dir, fenced=not unfenced),
+        places=Places(
+            storage=storage,
+            wire=wire,
+            artefacts=artefacts,
+            state=state_dir,
+            ram=usable_ram_dir(ram_dir, state_dir),
+            fenced=not unfenced,
+        ),
         reclaim_after_s=at_least_0("--reclaim-after-s", reclaim_after_s),
         attached=attached,
         audited=audited,
@@ -224,6 +239,7 @@ def target(
     migration_id: MigrationId = None,
     onward_id: Annotated[UUID | None, Parameter(help="The --migration-id of the migration away.")] = None,
     state_dir: StateDir = None,
+    ram_dir: RamDir = None,
     storage: StorageDirectory = None,
     reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
     wire: Wire = None,
@@ -277,6 +293,7 @@ def target(
             wire=wire,
             artefacts=artefacts,
             state=state_dir,
+            ram=usable_ram_dir(ram_dir, state_dir),
             fenced=not unfenced,
             memory_mb_max=int(at_least_0("--memory-max-mb", memory_max_mb)),
         ),
@@ -296,6 +313,15 @@ def target(
     if json:
         print_json(report)
     return code
+
+
+def usable_ram_dir(ram: Path | None, state: Path | None) -> Path | None:
+    """Raises BadInput if files of guest RAM cannot be there."""
+    if ram is not None and state is None:
+        raise BadInput("--ram-dir is for guest RAM that survives its daemon; give --state-dir, too")
+    if ram is not None and not ram.is_dir():
+        raise BadInput(f"--ram-dir {ram} is no directory; /dev/shm is in memory on most hosts")
+    return ram
 
 
 def streams_of(count: int) -> int:
@@ -325,6 +351,7 @@ def rehearse(
     streams: StreamCount = 1,
     seed: Seed = 0,
     state_dir: StateDir = None,
+    ram_dir: RamDir = None,
     storage: StorageDirectory = None,
     wire: Wire = None,
     after_s: float = 0.3,
@@ -350,7 +377,7 @@ def rehearse(
     policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s)
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
-    common = arguments_of({"--releases": releases})
+    common = arguments_of({"--releases": releases, "--ram-dir": usable_ram_dir(ram_dir, state_dir)})
     limits = {
         "--downtime-limit-ms": downtime_limit_ms,
         "--bandwidth": bandwidth,

@@ -142,6 +142,8 @@ class Process:
 class Places:
     """Where a daemon keeps things: `wire` is a network, `storage` the directory of the disks, `state` what survives it.
 
+    Guest RAM that survives it is in a directory below `ram`, if that is given.
+
     Into `artefacts` goes what is left of the machine at the end.  Without `fenced` the storage has no fence, for tests
     of what must hold without.  No machine has more guest RAM than `memory_mb_max`.
     """
@@ -150,6 +152,7 @@ class Places:
     storage: Path | None = None
     fenced: bool = True
     state: Path | None = None
+    ram: Path | None = None
     artefacts: Path | None = None
     memory_mb_max: int = MEMORY_MB_MAX
 
@@ -285,7 +288,7 @@ class Run:
         node = Node(name=settings.node, release=settings.release, hypervisor=hypervisor, events=self.events)
         if places.state is not None:
             try:
-                state = StateDirectory.open(places.state)
+                state = StateDirectory.open(places.state, ram=places.ram)
             except StateError as error:
                 raise BadInput(str(error)) from error
             node.use(state)

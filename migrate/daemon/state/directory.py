@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -82,10 +83,13 @@ class StateDirectory:
         self._closing: list[Callable[[], None]] = []
 
     @classmethod
-    def open(cls, path: Path, *, accept_journal: bool = False, node: str | None = None) -> Self:
+    def open(
+        cls, path: Path, *, accept_journal: bool = False, node: str | None = None, ram: Path | None = None
+    ) -> Self:
         """For a daemon.  The directory is made if it is missing, readable for its owner only.
 
-        `node` is the id that a new directory is given; one of its own if None.
+        `node` is the id that a new directory is given; one of its own if None.  With `ram`, files of guest RAM lie in a
+        directory of its own below that one, for good: in memory, if it is such a file system.
 
         With `accept_journal` a journal that cannot be believed is used all the same if it is whole, and otherwise moved
         aside for one in which no machine is known; the node keeps its id if it can be read anywhere.
@@ -97,10 +101,10 @@ class StateDirectory:
         path = path.absolute()
         with _host(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (path / RAM).mkdir(mode=0o700, exist_ok=True)
             lock = _taken_lock(path)
         try:
             with _host(path):
+                _place_ram(path, ram)
                 contents = _believed(path, accept_journal=accept_journal, node=node)
                 witness = Witness(path / SEEN)
             try:
@@ -279,6 +283,22 @@ class StateDirectory:
 
 
 # Who holds it
+
+
+def _place_ram(path: Path, ram: Path | None) -> None:
+    """Raises StateError if files of guest RAM are elsewhere already."""
+    place = path / RAM
+    if place.is_symlink():  # what it leads to may have gone with the host's memory
+        there = place.resolve()
+        there.mkdir(mode=0o700, exist_ok=True)
+        if ram is not None and there.parent != ram.resolve():
+            raise StateError(f"guest RAM of {path} is in {there} already; start without --ram-dir")
+    elif ram is None:
+        place.mkdir(mode=0o700, exist_ok=True)
+    elif place.exists():
+        raise StateError(f"guest RAM of {path} is in {place} already; start without --ram-dir")
+    else:
+        place.symlink_to(mkdtemp(prefix=f"migrate-ram-{path.name}-", dir=ram.resolve(strict=True)))
 
 
 def _taken_lock(path: Path) -> int:
