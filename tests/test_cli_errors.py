@@ -85,6 +85,15 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["source", EXAMPLE, "--seed", "-1"], ["--seed -1", "0 or more"]),
     (["rehearse", EXAMPLE, "--after-s", "-1"], ["--after-s -1", "0 or more"]),
     (["rehearse", EXAMPLE, "--after-s", "nan"], ["--after-s nan", "0 or more"]),
+    # Directories
+    *[
+        ([*command, "--ram-dir", "/dev/shm"], ["--ram-dir is for guest RAM that survives its daemon; give --state-dir"])
+        for command in (["rehearse", EXAMPLE], ["source", EXAMPLE], ["target", "127.0.0.1:1"])
+    ],
+    (
+        ["rehearse", EXAMPLE, "--state-dir", "s", "--ram-dir", "nowhere"],
+        ["--ram-dir nowhere is no directory", "/dev/shm"],
+    ),
     # Addresses
     *[
         ([command, *spec, *option, address], [f"{address!r} is no address", "HOST:PORT"])

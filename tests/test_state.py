@@ -294,6 +294,55 @@ async def test_ram_files_that_nobody_needs_are_deleted(path: Path) -> None:
         assert {file.name for file in used.parent.iterdir()} == {used.name, imaged.name}
 
 
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    """A file system that is gone when the host is booted."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    return memory
+
+
+def test_guest_ram_can_lie_in_memory_and_is_found_there_by_whoever_opens_the_directory(
+    path: Path, memory: Path
+) -> None:
+    with StateDirectory.open(path, ram=memory) as state:
+        file = state.ram_path(VM)
+        file.write_bytes(b"ram")
+    (there,) = memory.iterdir()
+    assert (there.stat().st_mode & 0o777, [found.name for found in there.iterdir()]) == (0o700, [file.name])
+    for ram in (None, memory):
+        with StateDirectory.open(path, ram=ram) as state:
+            assert (state.path / "ram" / file.name).read_bytes() == b"ram"
+    assert list(memory.iterdir()) == [there]
+
+
+def test_two_directories_never_share_the_place_of_their_guest_ram(path: Path, tmp_path: Path, memory: Path) -> None:
+    with StateDirectory.open(path, ram=memory) as one, StateDirectory.open(tmp_path / "other", ram=memory) as other:
+        assert one.ram_path(VM).parent.resolve() != other.ram_path(VM).parent.resolve()
+
+
+def test_a_host_that_was_booted_has_the_place_again_but_not_what_lay_there(path: Path, memory: Path) -> None:
+    with StateDirectory.open(path, ram=memory) as state:
+        state.ram_path(VM).write_bytes(b"ram")
+    shutil.rmtree(next(memory.iterdir()))
+    with StateDirectory.open(path) as state:
+        state.forget_unused_ram([])
+        state.ram_path(VM).write_bytes(b"new")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["in another memory", "in the directory itself"])
+def test_guest_ram_that_is_elsewhere_already_stays_there_and_the_error_says_so(
+    path: Path, tmp_path: Path, memory: Path, first: bool
+) -> None:
+    StateDirectory.open(path, ram=memory if first else None).close()
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    with pytest.raises(StateError, match=r"guest RAM of .* is in .* already; start without --ram-dir"):
+        StateDirectory.open(path, ram=other)
+    assert list(other.iterdir()) == []
+    StateDirectory.open(path).close()
+
+
 @pytest.mark.parametrize("number", [1 << 63, (1 << 64) - 1])
 async def test_a_generation_beyond_the_journal_is_refused_before_anything_is_written(path: Path, number: int) -> None:
     with StateDirectory.open(path) as state:

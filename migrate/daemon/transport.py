@@ -4,9 +4,9 @@ The link needs five things of a stream and no more: take some bytes, give some b
 wait), say whether anything is there to be heard, see to it that what was taken is on its way, and part in peace.
 
 In the clear, the descriptor is read and written directly: the event loop has its turn only when the socket has nothing
-to give or no room, or after `TURN_BYTES`, so that a fast peer does not keep everybody else waiting.  A frame's head and
-the guest RAM behind it leave in one call.  Whoever waits for much is not woken for little (SO_RCVLOWAT): most of what a
-receiver loses, it loses by being woken for the first few KiB of a MiB.
+to give or no room, or after `TURN_BYTES` or `TURN_NS`, so that a fast peer does not keep everybody else waiting.  A
+frame's head and the guest RAM behind it leave in one call.  Whoever waits for much is not woken for little
+(SO_RCVLOWAT): most of what a receiver loses, it loses by being woken for the first few KiB of a MiB.
 
 TLS is driven here by hand, over `ssl.SSLObject` and two memory BIOs, and not by `trio.SSLStream`, which copies every
 byte three times more: page contents are encrypted from the sender's buffer, and decrypted into the receiver's.  Records
@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -34,6 +35,8 @@ from migrate.protocol.messages import Role
 DRAIN_CHUNK: Final = 1 << 16
 TURN_BYTES: Final = 1 << 22
 """Some two milliseconds of moving bytes."""
+TURN_NS: Final = 4_000_000
+"""Bytes that go into memory which the host has yet to find take longer."""
 CALL_COST_BYTES: Final = 4096
 """What one system call takes of a turn, whatever it moves."""
 LOW_WATER_BYTES: Final = 1 << 20
@@ -101,7 +104,7 @@ class PlainTransport:
         self._socket = stream.socket
         self._file = self._socket.fileno()
         self._low_water = 1
-        self._turn_left = TURN_BYTES
+        self._renew_turn()
         self._readable = polled(stream, select.POLLIN)
         self._writable = polled(stream, select.POLLOUT)
         with suppress(OSError):  # it has gone already, which whoever uses it is told
@@ -111,11 +114,11 @@ class PlainTransport:
         await self._take_turn()
         while not (count := self.send_now(parts)):
             await trio.lowlevel.wait_writable(self._file)
-            self._turn_left = TURN_BYTES
+            self._renew_turn()
         return count
 
     def send_now(self, parts: Sequence[memoryview]) -> int:
-        if self._turn_left <= 0:
+        if self._turn_is_over():
             return 0
         try:
             count = os.writev(self._file, parts)
@@ -125,24 +128,24 @@ class PlainTransport:
         return count
 
     def has_room(self) -> bool:
-        return self._turn_left > 0 and bool(self._writable.poll(0))
+        return not self._turn_is_over() and bool(self._writable.poll(0))
 
     async def room(self) -> None:
         await self._take_turn()
         if not self._writable.poll(0):
             await trio.lowlevel.wait_writable(self._file)
-            self._turn_left = TURN_BYTES
+            self._renew_turn()
 
     async def recv_into(self, buffer: memoryview, *, want_all: bool = False) -> int:
         await self._take_turn()
         while (count := self.recv_now(buffer)) is None:
             self._wake_at(min(len(buffer), LOW_WATER_BYTES) if want_all else 1)
             await trio.lowlevel.wait_readable(self._file)
-            self._turn_left = TURN_BYTES
+            self._renew_turn()
         return count
 
     def recv_now(self, buffer: memoryview) -> int | None:
-        if self._turn_left <= 0:
+        if self._turn_is_over():
             return None
         try:
             count = os.readv(self._file, (buffer,))
@@ -175,10 +178,16 @@ class PlainTransport:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, bytes_waiting)
             self._low_water = bytes_waiting
 
+    def _renew_turn(self) -> None:
+        self._turn_left, self._turn_until_ns = TURN_BYTES, time.monotonic_ns() + TURN_NS
+
+    def _turn_is_over(self) -> bool:
+        return self._turn_left <= 0 or time.monotonic_ns() > self._turn_until_ns
+
     async def _take_turn(self) -> None:
-        if self._turn_left <= 0:
-            self._turn_left = TURN_BYTES
+        if self._turn_is_over():
             await trio.lowlevel.checkpoint()
+            self._renew_turn()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
 
