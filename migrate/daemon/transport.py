@@ -36,7 +36,7 @@ DRAIN_CHUNK: Final = 1 << 16
 TURN_BYTES: Final = 1 << 22
 """Some two milliseconds of moving bytes."""
 TURN_NS: Final = 4_000_000
-"""Bytes that go into memory which the host has yet to find take longer."""
+"""Of a receiver: bytes that go into memory which the host has yet to find take longer."""
 CALL_COST_BYTES: Final = 4096
 """What one system call takes of a turn, whatever it moves."""
 LOW_WATER_BYTES: Final = 1 << 20
@@ -118,7 +118,7 @@ class PlainTransport:
         return count
 
     def send_now(self, parts: Sequence[memoryview]) -> int:
-        if self._turn_is_over():
+        if self._turn_left <= 0:
             return 0
         try:
             count = os.writev(self._file, parts)
@@ -128,7 +128,7 @@ class PlainTransport:
         return count
 
     def has_room(self) -> bool:
-        return not self._turn_is_over() and bool(self._writable.poll(0))
+        return self._turn_left > 0 and bool(self._writable.poll(0))
 
     async def room(self) -> None:
         await self._take_turn()
@@ -137,6 +137,8 @@ class PlainTransport:
             self._renew_turn()
 
     async def recv_into(self, buffer: memoryview, *, want_all: bool = False) -> int:
+        if self._is_late():
+            self._turn_left = 0
         await self._take_turn()
         while (count := self.recv_now(buffer)) is None:
             self._wake_at(min(len(buffer), LOW_WATER_BYTES) if want_all else 1)
@@ -145,7 +147,7 @@ class PlainTransport:
         return count
 
     def recv_now(self, buffer: memoryview) -> int | None:
-        if self._turn_is_over():
+        if self._turn_left <= 0 or self._is_late():
             return None
         try:
             count = os.readv(self._file, (buffer,))
@@ -181,11 +183,11 @@ class PlainTransport:
     def _renew_turn(self) -> None:
         self._turn_left, self._turn_until_ns = TURN_BYTES, time.monotonic_ns() + TURN_NS
 
-    def _turn_is_over(self) -> bool:
-        return self._turn_left <= 0 or time.monotonic_ns() > self._turn_until_ns
+    def _is_late(self) -> bool:
+        return time.monotonic_ns() > self._turn_until_ns
 
     async def _take_turn(self) -> None:
-        if self._turn_is_over():
+        if self._turn_left <= 0:
             await trio.lowlevel.checkpoint()
             self._renew_turn()
         else:
