@@ -145,9 +145,13 @@ def of_two_migrations(events: list[Event]) -> str:
         (of_two_migrations, "source and target tell of two different migrations"),
         (lambda _: "README\n", "line 1: no JSON, so no event of a daemon"),
         (lambda _: "[1]\n", "line 1: no event of a daemon; give what --events of a daemon left"),
+        (
+            lambda _: '{"event": "attempt ended", "side": "source", "at_ns": 1}\n',
+            "the source tells less of an attempt than daemons do; give what --events left",
+        ),
         (lambda _: "\udcff\n", "no file that --events left"),
     ],
-    ids=["one side", "none migrated", "two migrations", "no JSON", "no event", "no text"],
+    ids=["one side", "none migrated", "two migrations", "no JSON", "no event", "no attempt", "no text"],
 )
 def test_files_that_give_no_ledger_are_bad_input_and_the_error_says_what_to_give(
     content: Callable[[list[Event]], str], complaint: str, told: Told, tmp_path: Path, capsys: Capsys

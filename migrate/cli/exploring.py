@@ -13,7 +13,7 @@ import attrs
 import trio
 from cyclopts import Parameter
 
-from migrate.cli.migrating import plan_for_real, streams_of
+from migrate.cli.migrating import StreamCount, plan_at, plan_for_real, streams_of
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
@@ -25,9 +25,8 @@ from migrate.daemon.supervisor import NotStarted
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
 from migrate.faults.cluster import ClusterError, ClusterLost, cluster
 from migrate.faults.explore import Experiment, Tried
-from migrate.faults.plan import Plan, PlanError
-from migrate.faults.toml import read_plan_file, write_plan
-from migrate.protocol.messages import STREAMS_MAX
+from migrate.faults.plan import Plan
+from migrate.faults.toml import write_plan
 from migrate.rehearsal.real import RealTried, RealWorld
 from migrate.reports.page import TIMELINES_MAX, Shown, campaign_page
 from migrate.reports.recording import record
@@ -41,9 +40,6 @@ MEMORY_MB: Final = 1
 Fenced = Annotated[
     bool,
     Parameter(name="--fence", negative="", help="The machine's disks are on shared storage, behind a fence."),
-]
-Streams = Annotated[
-    int, Parameter(name="--streams", help=f"Connections for guest RAM, 1 to {STREAMS_MAX}, as a target opens them.")
 ]
 RealMachine = Annotated[
     bool, Parameter(name="--real-machine", negative="", help="Emulate every device of the spec: slower.")
@@ -73,7 +69,7 @@ def explore(
     ] = None,
     out: Annotated[Path, Parameter(help="Directory for a plan file of each violation.")] = Path("violations"),
     fence: Fenced = False,
-    streams: Streams = 1,
+    streams: StreamCount = 1,
     report: Report = None,
     real_machine: RealMachine = False,
     api_version: ApiVersion = None,
@@ -268,7 +264,7 @@ def replay(
     *,
     spec: Annotated[Path | None, Parameter(help="The machine's spec, if the plan names none or another.")] = None,
     fence: Fenced = False,
-    streams: Streams = 1,
+    streams: StreamCount = 1,
     real: Annotated[
         bool, Parameter(name="--real", negative="", help="On two real daemons on loopback, and not in simulation.")
     ] = False,
@@ -289,11 +285,7 @@ def replay(
         TOML file: what goes wrong, and when.
     """
     streams_of(streams)
-    try:
-        read_it = read_plan_file(plan).over(streams)
-    except PlanError as error:
-        text = str(error)
-        raise BadInput(text if text.startswith(str(plan)) else f"{plan}: {text}") from error
+    read_it = plan_at(plan, streams)
     file = spec or (Path(read_it.spec) if read_it.spec else None)
     if file is None:
         raise BadInput(f"{plan} names no spec; say --spec FILE")

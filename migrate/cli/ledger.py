@@ -15,6 +15,8 @@ from migrate.rehearsal.downtime import WentOn, ledger_of
 
 Event = dict[str, Any]
 SIDES: Final = ("source", "target")
+NEEDED: Final = {"outcome", "started_ns", "steps", "precopy"}
+"""Of what a side tells of an attempt."""
 
 
 def ledger(*events: Path, json: Json = False) -> int:
@@ -71,6 +73,8 @@ def events_in(path: Path) -> Iterator[Event]:
 def last_migrated(told: list[Event], side: str, paths: tuple[Path, ...]) -> Event:
     """Raises BadInput if `side` told of no migration that came to its end."""
     ended = [event for event in told if event["event"] == "attempt ended" and event["side"] == side]
+    if any(not event.keys() >= NEEDED for event in ended):
+        raise BadInput(f"{named(paths)}: the {side} tells less of an attempt than daemons do; give what --events left")
     found = next((event for event in reversed(ended) if event["outcome"] == "migrated" and event["steps"]), None)
     if found is None:
         what = f"{len(ended)} attempts, none of which migrated a machine" if ended else "no attempt"

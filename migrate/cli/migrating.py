@@ -484,9 +484,14 @@ def plan_for_real(file: Path, streams: int, wire: Path | None = None, *, tls: bo
         raise BadInput(
             "--faults strikes at messages, which nobody between the daemons can read with --tls; leave one out"
         )
+    return plan_at(file, streams, require_possible)
+
+
+def plan_at(file: Path, streams: int, require: Callable[[Plan], None] = lambda plan: None) -> Plan:
+    """As `plan_for_real`, for whatever world; `require` raises PlanError for what it cannot do."""
     try:
         plan = read_plan_file(file).over(streams)
-        require_possible(plan)
+        require(plan)
     except PlanError as error:
         text = str(error)
         raise BadInput(text if text.startswith(str(file)) else f"{file}: {text}") from error

@@ -149,7 +149,7 @@ def print_ledger(ledger: Json, precopy: Json) -> None:
 
 
 def _print_slowest(devices: Json) -> None:
-    """All are in `--json`, and on the page that `--report` leaves."""
+    """All are in `--json`."""
     slowest = max(devices, key=lambda device: sum(ms or 0.0 for ms in devices[device].values()))
     took = devices[slowest]
     parts = [f"{took[name]:.2f} ms to {word}" for name, word in DEVICE_WORDS.items() if took[name] is not None]

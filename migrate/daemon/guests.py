@@ -61,8 +61,8 @@ class GuestRunner:
     `remake` gives a machine of the same spec and birth with nothing else of the old one.  `fenced_off` is set when the
     disks refused the machine's I/O: it has failed then, with `refusal`, and never runs again.  `on_running` is told
     before the guest's first step, and after its last; `on_boot` when it has been booted anew.  `first_step` is its
-    first here.  `step_every_s` says how long the guest rests between two
-    steps: many guests of one host have to share its processors.
+    first here.  `step_every_s` says how long the guest rests between two steps: many guests of one host have to share
+    its processors.
     """
 
     machine: Machine
@@ -74,10 +74,10 @@ class GuestRunner:
     step_every_s: Callable[[], float] = lambda: STEP_EVERY_S
     fenced_off: trio.Event = attrs.field(factory=trio.Event)
     refusal: FenceError | None = None
+    first_step: FirstStep | None = None
     _executing: trio.CancelScope | None = None
     _quiet: trio.Event = attrs.field(factory=trio.Event)
     _rest: Rest = attrs.field(factory=Rest)
-    first_step: FirstStep | None = None
     _last_ns: int | None = None
     _steps: int = 0
     _running_ns: int = 0

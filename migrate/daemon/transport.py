@@ -111,7 +111,7 @@ class PlainTransport:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NO_LOW_WATER)
 
     async def send(self, parts: Sequence[memoryview]) -> int:
-        await self._take_turn()
+        await self._take_turn(is_over=self._turn_left <= 0)
         while not (count := self.send_now(parts)):
             await trio.lowlevel.wait_writable(self._file)
             self._renew_turn()
@@ -131,15 +131,13 @@ class PlainTransport:
         return self._turn_left > 0 and bool(self._writable.poll(0))
 
     async def room(self) -> None:
-        await self._take_turn()
+        await self._take_turn(is_over=self._turn_left <= 0)
         if not self._writable.poll(0):
             await trio.lowlevel.wait_writable(self._file)
             self._renew_turn()
 
     async def recv_into(self, buffer: memoryview, *, want_all: bool = False) -> int:
-        if self._is_late():
-            self._turn_left = 0
-        await self._take_turn()
+        await self._take_turn(is_over=self._receivers_turn_is_over())
         while (count := self.recv_now(buffer)) is None:
             self._wake_at(min(len(buffer), LOW_WATER_BYTES) if want_all else 1)
             await trio.lowlevel.wait_readable(self._file)
@@ -147,7 +145,7 @@ class PlainTransport:
         return count
 
     def recv_now(self, buffer: memoryview) -> int | None:
-        if self._turn_left <= 0 or self._is_late():
+        if self._receivers_turn_is_over():
             return None
         try:
             count = os.readv(self._file, (buffer,))
@@ -183,11 +181,11 @@ class PlainTransport:
     def _renew_turn(self) -> None:
         self._turn_left, self._turn_until_ns = TURN_BYTES, time.monotonic_ns() + TURN_NS
 
-    def _is_late(self) -> bool:
-        return time.monotonic_ns() > self._turn_until_ns
+    def _receivers_turn_is_over(self) -> bool:
+        return self._turn_left <= 0 or time.monotonic_ns() > self._turn_until_ns
 
-    async def _take_turn(self) -> None:
-        if self._turn_left <= 0:
+    async def _take_turn(self, *, is_over: bool) -> None:
+        if is_over:
             await trio.lowlevel.checkpoint()
             self._renew_turn()
         else:

@@ -157,6 +157,7 @@ class _Target:
         self.machine_name = self.source = ""
         self.journal: Journal | None = None
         self.image: PauseImage | None = None
+        self.prepared_ns = 0
 
     def enter(self, phase: str) -> None:
         self.attempt.phase = phase
@@ -285,12 +286,11 @@ class _Target:
         """Note that the image is complete, then say so.  From here on only the source can end this."""
         self.enter("handoff")
         prepare = await self.hear_prepare()
-        heard_ns = self.attempt.clock.monotonic_ns()
+        self.prepared_ns = self.attempt.clock.monotonic_ns()
         assert isinstance(prepare, Prepare), "the table allows nothing else"
         assert self.journal is not None, "the verdict needed it"
         assert self.image is not None, "it has just been filled"
         handoff = Handoff.of(self.ports, self.settings, self.journal, machine, self.machine_name, self.attempt)
-        handoff.prepared_ns = heard_ns
         with self.attempt.step("ready"):
             session = await handoff.ownership.session()
             ruling = on_prepare(self.journal.record, prepare.generation, self.source, session)
@@ -322,7 +322,7 @@ class _Target:
             with self.attempt.step("commit"):
                 sent_ns = self.attempt.clock.monotonic_ns()
                 await handoff.ownership.carry_out((handoff.ready,), self.link)
-                self.attempt.exchanged("ready", sent_ns=sent_ns, heard_ns=handoff.prepared_ns)
+                self.attempt.exchanged("ready", sent_ns=sent_ns, heard_ns=self.prepared_ns)
                 commit = await self.link.receive()
                 if getattr(commit, "generation", None) != record.generation:
                     raise RemoteProtocolError(f"{commit} is not for generation {record.generation}")
@@ -371,7 +371,6 @@ class Handoff:
     attempt: Attempt
     ownership: Ownership
     ready: Effect = attrs.field(init=False)
-    prepared_ns: int = attrs.field(init=False)
 
     @classmethod
     def of(

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import attrs
 
-NS_PER_MS = 1_000_000
+from migrate.engine.rounds import NS_PER_MS
 
 
 @attrs.frozen(kw_only=True)

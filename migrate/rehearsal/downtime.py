@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import attrs
 
-from migrate.rehearsal.clocks import NS_PER_MS, Offset, exchanges_in
+from migrate.engine.rounds import NS_PER_MS
+from migrate.rehearsal.clocks import Offset, exchanges_in
 
 Json = dict[str, Any]
 

@@ -73,7 +73,7 @@ def attempts_of(
             _attempt(source, target, went_on if target is last else None),
             None if source is None else source["started_ns"],
         )
-        for source, target in _pairs(sources, targets)
+        for source, target in views_of(sources, targets)
     ]
 
 
@@ -98,7 +98,7 @@ def _all(events: list[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
 
 
-def _pairs(sources: Sequence[Event], targets: Sequence[Event]) -> Iterator[tuple[Event | None, Event | None]]:
+def views_of(sources: Sequence[Event], targets: Sequence[Event]) -> Iterator[tuple[Event | None, Event | None]]:
     """Both views of each attempt, in order of time; None for a side that knew nothing of it.
 
     The source's view begins when it hears a target's hello, so it belongs to the last attempt that a target had begun;

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from migrate.rehearsal.result import attempts_of
+from migrate.rehearsal.result import views_of
 from migrate.reports.timeline import SOURCE, TARGET, Attempt, Event, Kind, Timeline, in_order
 from migrate.reports.words import SILENT, kind_and_facts, shortened, told_words
 
@@ -42,10 +42,8 @@ def timeline_of(document: Mapping[str, Any], events: Sequence[Told], *, planned:
         names={SOURCE: "source", TARGET: "target"},
         events=in_order(shown),
         attempts=tuple(
-            Attempt.of(attempt, None if started_ns is None else started_ns - first_ns)
-            for attempt, (_, started_ns) in zip(
-                document["attempts"], attempts_of(ended[SOURCE], ended[TARGET]), strict=True
-            )
+            Attempt.of(attempt, None if source is None else source["started_ns"] - first_ns)
+            for attempt, (source, _) in zip(document["attempts"], views_of(ended[SOURCE], ended[TARGET]), strict=True)
         ),
         owner=document["owner"],
         outcome=document["outcome"],

@@ -282,7 +282,7 @@ class StateDirectory:
         )
 
 
-# Who holds it
+# Where guest RAM lies
 
 
 def _place_ram(path: Path, ram: Path | None) -> None:
@@ -299,6 +299,9 @@ def _place_ram(path: Path, ram: Path | None) -> None:
         raise StateError(f"guest RAM of {path} is in {place} already; start without --ram-dir")
     else:
         place.symlink_to(mkdtemp(prefix=f"migrate-ram-{path.name}-", dir=ram.resolve(strict=True)))
+
+
+# Who holds it
 
 
 def _taken_lock(path: Path) -> int:
