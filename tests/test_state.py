@@ -11,9 +11,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 
@@ -33,6 +35,8 @@ from migrate.daemon.state import (
     current_boot_id,
     database,
 )
+from migrate.daemon.state import journal as journals
+from migrate.daemon.state.contents import Contents
 from migrate.engine.handoff import NEVER_HAD, Holding, Record
 from migrate.errors import JournalFailed
 from tests.state_victim import COMMITTED_IMAGE, MACHINE, OWED, PLACES, READY_IMAGE, STORY, VM, play
@@ -366,6 +370,51 @@ async def test_generations_taken_at_once_are_all_different(path: Path) -> None:
             for _ in range(20):
                 nursery.start_soon(take, state)
     assert sorted(taken) == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("before_ms", "what", "is_spared"),
+    [
+        (1, "write R", False),
+        (1, "write C", False),
+        (1, "write O", False),
+        (1, "write N", True),
+        (1, "note attempt", True),
+        (10, "write R", True),
+        (None, "write R", True),
+    ],
+)
+async def test_a_write_of_the_blackout_takes_no_thread_while_the_disk_is_brisk(
+    monkeypatch: pytest.MonkeyPatch, before_ms: int | None, what: str, is_spared: bool
+) -> None:
+    here, clock = threading.get_ident(), SimpleNamespace(now_ns=0)
+    monkeypatch.setattr(journals, "time", SimpleNamespace(monotonic_ns=lambda: clock.now_ns))
+    disk = SlowDisk(clock)
+    committer = journals.Committer(disk)  # type: ignore[arg-type]
+    if before_ms is not None:
+        disk.takes_ns = before_ms * 1_000_000
+        await committer.commit("new generation", unchanged)
+    await committer.commit(what, unchanged)
+    assert (disk.threads[-1] != here) == is_spared
+    assert all(thread != here for thread in disk.threads[:-1])
+
+
+@attrs.define
+class SlowDisk:
+    """A database whose commits take as long as it is told, on `clock`; notes in which threads they were made."""
+
+    clock: SimpleNamespace
+    takes_ns: int = 0
+    threads: list[int] = attrs.field(factory=list)
+
+    def commit(self, change: Callable[[Contents], Contents]) -> Contents:
+        self.clock.now_ns += self.takes_ns
+        self.threads.append(threading.get_ident())
+        return change(Contents(database_id=b"", node="n"))
+
+
+def unchanged(contents: Contents) -> Contents:
+    return contents
 
 
 async def test_a_write_whose_task_is_cancelled_meanwhile_is_brought_to_its_end(path: Path) -> None:

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from types import TracebackType
@@ -54,8 +55,9 @@ LOCK_RETRY_SECONDS: Final = 0.01
 WAY_OUT: Final = "start with an empty directory, or see `migrate resolve --force-own`"
 
 
+@cache
 def current_boot_id() -> str:
-    """Changes with every boot of the host."""
+    """Changes with every boot of the host, so never while this process lives."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
