@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -48,6 +48,7 @@ RUNS: Final = 5
 LIMIT_MS: Final = 20
 PATIENCE_S: Final = 120.0
 SPARE: Final = 3
+LOOK_EVERY_S: Final = 0.1
 UNLIMITED: Final = 1 << 40
 
 
@@ -142,39 +143,43 @@ def migrate_qemu(place: Path, memory: Path, mib: int, limit_ms: float, channels:
 
 def migrate_ours(mib: int, limit_ms: float, guest: str, *more: str) -> tuple[float, float]:
     """One migration; total and downtime in ms, from the connection on."""
-    with in_memory() as ram, tempfile.TemporaryDirectory(prefix="migrate-bench-") as directory:
-        spec = Path(directory, "bare.json")
+    with in_memory() as ram, tempfile.TemporaryDirectory(prefix="migrate-bench-") as made:
+        place = Path(made)
+        spec = place / "bare.json"
         spec.write_text(json.dumps(BARE))
-        kept = ("--ram-dir", str(ram), "--events", "-")
         born = ("--memory-mb", str(mib), "--guest", guest, "--downtime-limit-ms", str(limit_ms))
-        with daemon(
-            "source", str(spec), *born, "--listen", "127.0.0.1:0", "--state-dir", f"{directory}/a", *kept
-        ) as source:
-            address = told(source, "listening")["address"]
+        with daemon(place, ram, "source", str(spec), *born, "--listen", "127.0.0.1:0"):
+            address = told(place, "source", "listening")["address"]
             have_memory(SPARE * mib)
-            with daemon("target", address, "--state-dir", f"{directory}/b", *kept, *more) as target:
-                ledger = ledger_of(told(source, "attempt ended"), told(target, "attempt ended"))
+            with daemon(place, ram, "target", address, *more):
+                arrived, left = (told(place, side, "attempt ended") for side in ("target", "source"))
+                ledger = ledger_of(left, arrived)
     return ledger["total_ms"], ledger["downtime_ms"]
 
 
 @contextmanager
-def daemon(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "migrate", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+def daemon(place: Path, ram: Path, side: str, *arguments: str) -> Iterator[None]:
+    """One of a pair.  Its events go to a file: whoever reads them as they come takes a processor from both."""
+    kept = ("--state-dir", str(place / f"{side}-state"), "--ram-dir", str(ram), "--events", str(place / side))
+    command = [sys.executable, "-m", "migrate", side, *arguments, *kept]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            yield process
+            yield
         finally:
             process.kill()
 
 
-def told(process: "subprocess.Popen[str]", name: str) -> dict[str, Any]:
-    """The next event of that name."""
-    assert process.stdout is not None, "it is a pipe"
-    for line in process.stdout:
-        event: dict[str, Any] = json.loads(line)
-        if event["event"] == name:
-            return event
-    raise RuntimeError(f"a daemon ended before it told {name!r}")
+def told(place: Path, side: str, name: str) -> dict[str, Any]:
+    """The first event of that name, once it is there."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # its last line may be half there
+            for line in (place / side).read_text().splitlines():
+                event: dict[str, Any] = json.loads(line)
+                if event["event"] == name:
+                    return event
+        time.sleep(LOOK_EVERY_S)
+    raise RuntimeError(f"the {side} did not tell {name!r}")
 
 
 @contextmanager

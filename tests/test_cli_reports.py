@@ -13,6 +13,7 @@ from migrate.faults.campaign import Campaign, Kind, Order
 from migrate.faults.plan import AtMessage, Fault, FlipBit, Kill, Plan
 from migrate.faults.toml import write_plan
 from migrate.protocol.messages import Role
+from migrate.reports.words import milliseconds
 from tests.commands import EXAMPLE, call, start
 from tests.mistakes import MISTAKES
 from tests.pages import Page
@@ -81,6 +82,10 @@ def test_a_rehearsal_leaves_a_page_a_trace_and_its_events(hostile: Path, tmp_pat
     assert all(f"{round_['pages']:,}" in rounds for round_ in attempt["rounds"])
     steps = {row.words.split("\n")[0] for row in page.all("tr") if "table" in row.inside}
     assert all(any(row.startswith(step["step"]) for row in steps) for step in attempt["ledger"]["steps"])
+    waits = page.one("table", "waits").words
+    blackout = attempt["ledger"]["blackout"]
+    assert all(f"{part['ms']:.2f}" in waits for part in blackout["parts"])
+    assert f"over {milliseconds(blackout['total_ms'])}" in waits
     sent = [event for event in trace_at(trace) if event["ph"] == "X" and event["name"] == "send DeviceState"]
     assert len(sent) == len(attempt["payloads"])
     told = [json.loads(line) for line in events.read_text().splitlines()]

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from migrate.daemon.launching import ForkLauncher, Launching
-from migrate.payloads import warm_up_payloads
-from migrate.protocol.frames import warm_up_messages
+from migrate.daemon.warming import warm_up as warm_up_readers
 
 REQUEST_BYTES_MAX: Final = 1 << 16
 CHILD_CRASHED: Final = 70
@@ -112,8 +111,7 @@ def warm_up() -> None:
     """What is made once and kept, as the readers of messages and of command lines."""
     from migrate.cli.app import run  # which imports us
 
-    warm_up_payloads()
-    warm_up_messages()
+    warm_up_readers()
     with redirect_stderr(io.StringIO()):
         for command in ("source", "target"):
             run([command])

@@ -34,6 +34,7 @@ from migrate.daemon.source import RECLAIM_AFTER_S, SourceDaemon
 from migrate.daemon.state import MachineState as Kept
 from migrate.daemon.state import StateDirectory, StateError
 from migrate.daemon.target import TELL_FOR_S, TargetDaemon
+from migrate.daemon.warming import warm_up
 from migrate.engine.handoff import Claim, Holding, Record
 from migrate.engine.ownership import StorageTaken
 from migrate.engine.source import SourceSettings
@@ -306,6 +307,7 @@ class Run:
             StateError: whether a record was written cannot be told; what was here has been stopped.
         """
         code, unsure = ExitCode.NOT_DONE, None
+        warm_up()
         gc.collect()
         gc.freeze()  # a look at all that was imported takes 20 ms, and would be taken in a blackout as well
         try:

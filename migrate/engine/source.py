@@ -51,9 +51,9 @@ from migrate.errors import (
     RemoteProtocolError,
     StateRefused,
 )
-from migrate.payloads import PayloadError, encode_payload, warm_up_payloads
+from migrate.payloads import PayloadError, encode_payload
 from migrate.plain import fields_of, quote
-from migrate.protocol.frames import encode_frame, warm_up_messages
+from migrate.protocol.frames import encode_frame
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
     Accept,
@@ -221,8 +221,6 @@ class _Source:
         preamble = preamble_of(self.machine, self.settings.release, self.settings.machine_name)
         sent_ns = self.clock.monotonic_ns()
         await self.link.send(preamble)
-        warm_up_payloads()  # now, while the target looks at it, and not in the blackout
-        warm_up_messages()
         self.enter("verdict")
         answer = await self.link.receive()
         self.attempt.exchanged("preamble", sent_ns=sent_ns, heard_ns=self.clock.monotonic_ns())

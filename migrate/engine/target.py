@@ -50,8 +50,6 @@ from migrate.errors import (
     Refused,
     RemoteProtocolError,
 )
-from migrate.payloads import warm_up_payloads
-from migrate.protocol.frames import warm_up_messages
 from migrate.protocol.messages import (
     PROTOCOL_VERSIONS,
     Abandon,
@@ -206,8 +204,6 @@ class _Target:
                 verdict = (Reason(component="host", field="machine", have=str(error), need="a host that can make it"),)
             else:
                 self.machine = machine
-                warm_up_payloads()  # now, and not in the blackout
-                warm_up_messages()
                 sent_ns = self.attempt.clock.monotonic_ns()
                 self.attempt.exchanged("preamble", sent_ns=sent_ns, heard_ns=heard_ns)
                 await self.link.send(verdict.answer)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from migrate.reports.markup import Markup, details, table, tag, title
-from migrate.reports.timeline import SIDES, Attempt, Round, Step
+from migrate.reports.timeline import SIDES, Attempt, Round, Step, Wait
 from migrate.reports.words import milliseconds, size_of
 
 #: Units across a bar's picture, which is drawn as wide as its column.
@@ -93,6 +93,19 @@ def blackout_chart(attempt: Attempt) -> Markup:
         rows.append((name, bar(*drawn, height=24), *(_times(of_sides.get(side, ()), begin_ms) for side in SIDES)))
     heads = ("step", f"since the pause, over {milliseconds(whole_ms)}", "source, took at ", "target, took at ")
     return table(heads, rows, class_="chart blackout")
+
+
+def waits_chart(waits: Sequence[Wait]) -> Markup:
+    """One part below the other, each beginning where the one above it ended: they add up to what the guest was away."""
+    whole_ms = max(sum(wait.ms for wait in waits), 1e-9)
+    rows, at_ms = [], 0.0
+    for wait in waits:
+        said = f"{wait.step}: {milliseconds(wait.ms)} from {milliseconds(at_ms)}"
+        drawn = bar(piece(at_ms / whole_ms, wait.ms / whole_ms, "waits", said=said)) if wait.ms else bar()
+        rows.append((wait.step, drawn, f"{wait.ms:.2f}", f"{wait.ms / whole_ms:.0%}"))
+        at_ms += wait.ms
+    heads = ("until the end of", f"since the guest's last step, over {milliseconds(whole_ms)}", "ms ", "share ")
+    return table(heads, rows, class_="chart waits")
 
 
 def blackout_table(attempt: Attempt) -> Markup:

@@ -149,6 +149,9 @@ def _attempt(attempt: Attempt, title: str) -> Markup:
             charts.blackout_chart(attempt),
             charts.blackout_table(attempt),
         ]
+    if attempt.waits:
+        away = milliseconds(sum(wait.ms for wait in attempt.waits))
+        parts += [tag("h3", f"What the guest waited for: {away}"), charts.waits_chart(attempt.waits)]
     return section(f"{title}: {attempt.outcome}", *parts)
 
 

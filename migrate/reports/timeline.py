@@ -116,8 +116,20 @@ class Step:
 
 
 @attrs.frozen(kw_only=True)
+class Wait:
+    """What the guest waited for, from its last step on the source on: a part of the `blackout` of the ledger."""
+
+    step: str
+    ms: float
+
+
+@attrs.frozen(kw_only=True)
 class Attempt:
-    """One attempt, as both sides saw it together.  `start_ns` is where the axis of its steps begins, if it is known."""
+    """One attempt, as both sides saw it together.
+
+    `start_ns` is where the axis of its steps begins, if it is known.  `waits` are one after the other; none are there if
+    the guest was not seen to stop, or to go on.
+    """
 
     outcome: str
     error: str
@@ -126,6 +138,7 @@ class Attempt:
     total_ms: float | None
     downtime_ms: float | None
     start_ns: int | None = None
+    waits: tuple[Wait, ...] = ()
 
     @classmethod
     def of(cls, document: Mapping[str, Any], start_ns: int | None = None) -> "Attempt":
@@ -140,6 +153,7 @@ class Attempt:
             total_ms=ledger["total_ms"],
             downtime_ms=ledger["downtime_ms"],
             start_ns=start_ns,
+            waits=tuple(Wait(**part) for part in (ledger["blackout"] or {"parts": ()})["parts"]),
         )
 
     def blackout(self) -> tuple[Step, ...]:

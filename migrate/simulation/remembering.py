@@ -32,7 +32,6 @@ from sim_vmm.payloads import conversions
 from sim_vmm.spec import Spec
 
 REMEMBERED_MAX: Final = 1 << 15
-WARM_UP: Final = ("warm_up_payloads", "warm_up_messages")
 
 encode = lru_cache(REMEMBERED_MAX)(frames.encode_frame)
 """`frames.encode_frame`.  Messages are values, so equal ones have equal bytes."""
@@ -202,7 +201,6 @@ def remembering() -> Iterator[None]:
         (ram, "unpack", _OfPages(runs.unpack, bytes)),
         (target, "judge", _Judge(negotiation.judge)),
         (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
-        *((module, name, _already_warm) for module in (source, target) for name in WARM_UP),
         (target, "warm_up_devices", _already_warm),
         (image, "decode_payload", lru_cache(REMEMBERED_MAX)(payloads.decode_payload)),
     ]

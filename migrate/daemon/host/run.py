@@ -25,6 +25,7 @@ from migrate.daemon.host.host import MACHINES_MAX, Ending, Host, HostSettings
 from migrate.daemon.host.places import HostPlaces
 from migrate.daemon.node import LISTENS_AT
 from migrate.daemon.run import DEFAULT_LISTEN, ExitCode, listen, signaller_at
+from migrate.daemon.warming import warm_up
 from migrate.errors import JournalFailed
 
 FILES_OF_MACHINE: Final = 12
@@ -83,6 +84,7 @@ class _Process:
     _how: Ending = Ending.DRAIN
 
     async def run(self, control: trio.SocketListener) -> tuple[ExitCode, Json]:
+        warm_up()
         listeners = await listen(self._address(), self.settings.access)
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as living:
