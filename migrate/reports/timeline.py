@@ -127,8 +127,8 @@ class Wait:
 class Attempt:
     """One attempt, as both sides saw it together.
 
-    `start_ns` is where the axis of its steps begins, if it is known.  `waits` are one after the other; none are there if
-    the guest was not seen to stop, or to go on.
+    `start_ns` is where the axis of its steps begins, if it is known.  `waits` are one after the other; if the guest was
+    not seen to stop, or to go on, there are none.
     """
 
     outcome: str
