@@ -4,17 +4,23 @@ import gc
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import attrs
 import pytest
 import trio
+import trio.testing
+from trio.testing import MockClock
 
+from migrate.daemon.events import Event, EventLog
 from migrate.daemon.guests import STEP_EVERY_S
 from migrate.daemon.host.host import NotPossible
 from migrate.daemon.host.offers import Stage
+from migrate.daemon.host.strays import Strays
 from migrate.daemon.link import SocketLink, connect
+from migrate.daemon.waiting_room import Caller
 from migrate.engine.handoff import NEVER_HAD, Record
 from migrate.engine.target import inquire
 from migrate.errors import PeerFailed
-from migrate.protocol.messages import Hello, HelloFor, Inquire, Refuse, Released, Role, Standing
+from migrate.protocol.messages import Attach, Failure, Hello, HelloFor, Inquire, Refuse, Released, Role, Standing
 from sim_vmm.guest import StampGuest
 from tests.commands import call
 from tests.daemons import PATIENT, open_files, until
@@ -60,6 +66,86 @@ async def test_many_machines_move_at_once_and_are_what_they_were_and_nothing_is_
             await source.host.find(name).end()
         await until(lambda: open_files() == files and trio.lowlevel.current_statistics().tasks_living <= tasks + 8 * 4)
     assert open_files() == files_before
+
+
+async def test_each_of_many_machines_has_its_own_further_connections_to_a_host() -> None:
+    gc.collect()
+    async with hosting() as source, hosting(streams=3) as target:
+        source.host.events.tells_messages = True
+        files = open_files()
+        await source.boot(*NAMES)
+        concluded = await send(source, target, *NAMES)
+        assert [conclusion.outcome for conclusion in concluded] == ["migrated"] * 8
+        await until(lambda: not source.host.all)
+        given, ran = images(source), images(target)
+        assert given.keys() == ran.keys()
+        assert len(given) == 8
+        for vm_id, image in given.items():
+            assert {**image, "clock": None} == {**ran[vm_id], "clock": None}
+        heard = [event for event in source.all("receives") if event["name"] == "Attach"]
+        assert sorted(event["stream"] for event in heard) == [1] * 8 + [2] * 8
+        for name in NAMES:
+            await target.host.find(name).end()
+        await until(lambda: open_files() == files)
+
+
+class Awaited:
+    """A machine whose migration may await a token."""
+
+    def __init__(self) -> None:
+        self.token: bytes | None = None
+        self.came: list[object] = []
+
+    def awaiting(self, token: bytes) -> "Awaited | None":
+        return self if token == self.token else None
+
+    async def receive(self, link: SocketLink, caller: Caller) -> None:
+        self.came.append(link)
+
+
+@attrs.define(eq=False)
+class Opened:
+    """A connection that has said this, and what it is told."""
+
+    opening: Attach
+    told: list[object] = attrs.field(factory=list)
+
+    async def send(self, message: object) -> None:
+        self.told.append(message)
+
+
+@pytest.mark.parametrize("comes", ["before it is announced", "after", "and others are announced", "and is crowded out"])
+async def test_a_stream_waits_until_its_migration_has_announced_it(autojump_clock: MockClock, comes: str) -> None:
+    awaited, told = Awaited(), list[Event]()
+    strays = Strays(awaited.awaiting, PATIENT, EventLog("host", [told.append]))
+    ours = bytes(16)
+    link, caller = Opened(Attach(token=ours, number=1)), Caller(trio.SocketStream(trio.socket.socket()))
+    if comes == "after":
+        awaited.token = ours
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(strays.receive, link, caller)  # type: ignore[arg-type]
+        await trio.testing.wait_all_tasks_blocked()
+        assert bool(awaited.came) == (comes == "after")
+        match comes:
+            case "before it is announced":
+                awaited.token = ours
+                strays.look_again()
+            case "and others are announced":
+                awaited.token = b"another's"
+                strays.look_again()
+            case "and is crowded out":
+                caller.hang_up()
+    caller.stream.socket.close()
+    if comes in ("before it is announced", "after"):
+        assert awaited.came == [link]
+        assert not link.told
+        return
+    assert not awaited.came
+    (failure,) = link.told
+    assert isinstance(failure, Failure)
+    assert [event["event"] for event in told] == ["turned away"]
+    waited_s = 0 if comes == "and is crowded out" else PATIENT.opening_s
+    assert trio.current_time() == pytest.approx(waited_s)
 
 
 @pytest.mark.parametrize("slots", [1, 3])

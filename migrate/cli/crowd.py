@@ -17,7 +17,19 @@ from rich.progress import BarColumn, Progress, TextColumn
 from migrate.cli.access import throw_away
 from migrate.cli.checking import Guest, Releases
 from migrate.cli.host import boot_request
-from migrate.cli.migrating import Bandwidth, DowntimeLimit, From, Retries, Seed, Stall, To, arguments_of, at_least_0
+from migrate.cli.migrating import (
+    Bandwidth,
+    DowntimeLimit,
+    From,
+    Retries,
+    Seed,
+    Stall,
+    StreamCount,
+    To,
+    arguments_of,
+    at_least_0,
+    streams_of,
+)
 from migrate.cli.output import complain, mebibytes, print_json, print_line, print_table, printable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.units import parse_rate
@@ -61,6 +73,7 @@ def crowd(
     downtime_limit_ms: DowntimeLimit = DOWNTIME_LIMIT_MS,
     on_stall: Stall = OnStall.REFUSE,
     bandwidth: Bandwidth = None,
+    streams: StreamCount = 1,
     retries: Retries = 2,
     seed: Seed = 0,
     state: Annotated[
@@ -82,7 +95,7 @@ def crowd(
         raise BadInput("--machines and --at-once are 1 or more")
     if guest.partition(":")[0] == LedgerGuest.name:
         raise BadInput("a ledger is read from the artefacts of one machine: migrate rehearse does; use --guest stamp")
-    room_for(machines)
+    room_for(machines, MIGRATIONS_MAX if at_once is None else at_once)
     known = all_releases(releases)
     release_named(from_, known), release_named(to, known), parse_rate(bandwidth)
     at_once = min(machines, MIGRATIONS_MAX) if at_once is None else at_once
@@ -104,7 +117,7 @@ def crowd(
             arguments={
                 side: [
                     *common,
-                    *arguments_of({"--release": release, **limits}),
+                    *arguments_of({"--release": release, "--streams": streams_of(streams), **limits}),
                     *(["--state-dir", str(directory / side)] if state else []),
                     *("--audited", *secured.get(side, ())),
                 ]

@@ -22,12 +22,14 @@ from migrate.cli.migrating import (
     RoundsMax,
     Stall,
     StateDir,
+    StreamCount,
     TellMessages,
     Wire,
     at_least_0,
     checked_pace,
     event_log,
     policy_of,
+    streams_of,
 )
 from migrate.cli.output import print_json, print_line, printable
 from migrate.cli.progress import Event, Watch
@@ -76,6 +78,7 @@ def serve(
     memory_max_mb: MemoryMax = MEMORY_MB_MAX,
     memory_total_mb: Annotated[int, Parameter(help="Guest RAM of all machines together, in MiB.")] = MEMORY_MB_MAX,
     bandwidth: Bandwidth = None,
+    streams: StreamCount = 1,
     downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
     on_stall: Stall = OnStall.REFUSE,
     rounds_max: RoundsMax = None,
@@ -126,6 +129,7 @@ def serve(
         deadlines=who.deadlines().scaled(checked_pace(pace)),
         access=access,
         pace=pace,
+        streams=streams_of(streams),
         audited=audited,
     )
     options = HostOptions(

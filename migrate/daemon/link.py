@@ -85,6 +85,7 @@ class SocketLink:
         self._deadlines = deadlines
         self.peer_speaks_ours = False  # it has sent our preface
         self.on_answer: Callable[[], None] = _nothing  # then
+        self.on_streams: Callable[[], None] = _nothing  # they were announced
         self._preface_sent = False
         self._ram_bytes = 0
         self._phase_ends = trio.current_time() + deadlines.allowance_s(Phase.HELLO, 0)
@@ -128,6 +129,7 @@ class SocketLink:
         message = await (self.streams.receive() if self.streams.rules.carry else self.receive_here())
         while isinstance(message, Streams):
             self.streams.rules.announce(message)
+            self.on_streams()
             message = await self.receive_here()
         if isinstance(message, Welcome):
             self.streams.rules.version = message.protocol_version

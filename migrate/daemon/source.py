@@ -6,7 +6,7 @@ comes back to settle it is served; if the machine's storage has a fence, the sou
 when no target has come for a while, or finds by the fence that the target has it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
@@ -42,6 +42,10 @@ BUSY: Final = Reason(
 )
 
 
+def _nothing() -> None:
+    """Nobody else wants to know."""
+
+
 @attrs.define
 class SourceDaemon:
     """Serves one machine until it is handed over, or must not run here any more.
@@ -59,6 +63,7 @@ class SourceDaemon:
     invitation: Invitation = attrs.field(factory=Invitation)
     reclaim_after_s: float = RECLAIM_AFTER_S
     ram: Ram = attrs.field(factory=MappedRam)
+    on_streams: Callable[[], None] = _nothing
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
     in_doubt: trio.Event = attrs.field(factory=trio.Event)
@@ -156,11 +161,15 @@ class SourceDaemon:
             await turn_away(link, objection, caller, self.events)
             return
         caller.let_in()
-        self._current = link
+        self._current, link.on_streams = link, self.on_streams
         try:
             await self._invited(link)
         finally:
             self._current = None
+
+    def awaits(self, token: bytes) -> bool:
+        """Whether the migration in progress has announced streams under `token`."""
+        return self._current is not None and self._current.streams.rules.awaits(token)
 
     async def _carry_ram(self, link: SocketLink, attach: Attach, caller: Caller) -> None:
         """Until the migration in progress has taken the stream as its own, it is a caller like any other."""

@@ -82,6 +82,10 @@ class StreamRules(Generic[C]):
             raise RemoteProtocolError(f"{streams.count} further connections announced; 1 to {STREAMS_MAX} may be, once")
         self._announced = streams
 
+    def awaits(self, token: bytes) -> bool:
+        """Whether streams were announced under `token`."""
+        return self._announced is not None and self._announced.token == token
+
     def attach(self, link: C, attach: Attach, on_adopted: Callable[[], None]) -> None:
         """This one came, maybe before it was announced; `on_adopted` is told when it is one of ours.
 

@@ -4,7 +4,8 @@ Migrations out and migrations in have slots of their own, `migrations_max` each.
 source that holds one out already, and who holds one in waits for nobody's; so hosts that exchange machines never wait
 for each other in a circle.
 
-Nothing that happens to one machine looks at all of them: machines are found by id and name, callers by what they say.
+Nothing that happens to one machine looks at all of them: machines are found by id and name, callers by what they say;
+a further connection is looked for among the migrations that have not been concluded.
 """
 
 import gc
@@ -28,6 +29,7 @@ from migrate.daemon.host.departed import Departed
 from migrate.daemon.host.hosted import Hosted
 from migrate.daemon.host.offers import CANCELLED, Conclusion, Migration, Stage
 from migrate.daemon.host.places import HostPlaces, NotKept
+from migrate.daemon.host.strays import Strays
 from migrate.daemon.invitation import Invitation, KnownIds, UsedIds
 from migrate.daemon.journal import VolatileJournals
 from migrate.daemon.node import new_node_name
@@ -75,7 +77,8 @@ class Ending(StrEnum):
 @attrs.frozen(kw_only=True)
 class HostSettings:
     """What a person decides.  `bandwidth` in bytes a second, for all migrations together; `offer_s` how long an offer
-    waits for its target; memory in MiB, `memory_total_mb` of all machines together."""
+    waits for its target; `streams` how many connections a machine comes in by; memory in MiB, `memory_total_mb` of all
+    machines together."""
 
     release: Release
     as_source: SourceSettings
@@ -90,6 +93,7 @@ class HostSettings:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     access: Access = attrs.field(factory=Access)
     pace: float = 1.0
+    streams: int = 1
     audited: bool = False
 
 
@@ -116,6 +120,7 @@ class Host:
     openings: Slots = attrs.field(factory=lambda: Slots(OPENINGS), init=False)
     budget: Budget = attrs.field(init=False)
     bandwidth: SharedBandwidth = attrs.field(init=False)
+    strays: Strays = attrs.field(init=False)
     forgetful: VolatileJournals = attrs.field(factory=VolatileJournals, init=False)
     ending: Ending | None = attrs.field(default=None, init=False)
     runners: int = attrs.field(default=0, init=False)
@@ -134,6 +139,7 @@ class Host:
         self.outgoing, self.incoming = Slots(settings.migrations_max), Slots(settings.migrations_max)
         self.budget = Budget(settings.memory_total_mb)
         self.bandwidth = SharedBandwidth(settings.bandwidth)
+        self.strays = Strays(self._awaiting, settings.deadlines, self.events)
 
     # Who is here
 
@@ -225,12 +231,7 @@ class Host:
                     return Departed(self, vm_id)
                 return _not_yet("machine") if hosted.source is None else hosted
             case Attach():
-                return Reason(
-                    component="protocol",
-                    field="streams",
-                    have="one of several connections for a migration",
-                    need="a single one: a host takes all of it there",
-                )
+                return self.strays
             case _:
                 return Reason(
                     component="protocol",
@@ -238,6 +239,10 @@ class Host:
                     have=type(opening).__name__,
                     need="Inquire: a host has to be told which machine is meant",
                 )
+
+    def _awaiting(self, token: bytes) -> Hosted | None:
+        """The machine whose migration in progress has announced streams under `token`."""
+        return next((one for one in self.migrations.values() if one.awaits(token)), None)
 
     # What may be asked of it
 

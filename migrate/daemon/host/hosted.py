@@ -118,6 +118,10 @@ class Hosted:
         """An attempt is in progress, and will end by itself."""
         return self.migration is not None and self.migration.stage is Stage.IN_PROGRESS
 
+    def awaits(self, token: bytes) -> bool:
+        """Whether its migration out has announced streams under `token`."""
+        return self.source is not None and self.source.awaits(token)
+
     def as_json(self) -> dict[str, Any]:
         runner, journal, migration = self.runner, self.journal, self.migration
         record = None if journal is None else journal.record
@@ -283,6 +287,7 @@ class Hosted:
             invitation=self.host.nobody,
             reclaim_after_s=settings.reclaim_after_s,
             ram=SharedRam(self.host.bandwidth),
+            on_streams=self.host.strays.look_again,
         )
         self.log.tell("here", machine=self.name, record=str(journal.record))
         return self.source
@@ -397,6 +402,7 @@ class Hosted:
             deadlines=host.settings.deadlines,
             access=host.settings.access,
             pace=host.settings.pace,
+            streams=host.settings.streams,
             used_ids=host.ids,
             openings=host.openings,
         )
