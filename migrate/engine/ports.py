@@ -119,7 +119,8 @@ class Ram(Protocol):
 class Clock(Protocol):
     def monotonic_ns(self) -> int: ...
 
-    async def sleep(self, seconds: float) -> None: ...
+    async def sleep(self, seconds: float) -> None:
+        """With 0, everybody who is due has a turn before it returns."""
 
 
 @attrs.frozen(kw_only=True)

@@ -185,11 +185,26 @@ def prepare_worker(experiment: Experiment) -> None:
     _lasting.enter_context(remembering())
     _experiments.append(experiment)
     experiment.run(Plan(faults=()))
-    gc.collect()
-    gc.freeze()  # what stays is not looked at again and again
-    _lasting.callback(gc.unfreeze)
+    _lasting.enter_context(_frozen())
     _lasting.callback(gc.set_threshold, *gc.get_threshold())
     gc.set_threshold(2_000, 50, 1_000)  # what is over goes while it is still in a cache
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Inside, what is there already is not looked at again and again.
+
+    Where somebody has frozen that before, it lasts: nobody can undo his own part alone.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def leave_worker() -> None:
@@ -208,10 +223,7 @@ def _singles() -> list[Plan]:
 
 @cache
 def _alike() -> list[list[Pair]]:
-    found = alike(_experiments[0], first_faults(_experiments[0]))
-    gc.collect()
-    gc.freeze()
-    return found
+    return alike(_experiments[0], first_faults(_experiments[0]))
 
 
 @cache
