@@ -141,16 +141,18 @@ def migrate_qemu(place: Path, memory: Path, mib: int, limit_ms: float, channels:
         fresh.unlink(missing_ok=True)
 
 
-def migrate_ours(mib: int, limit_ms: float, guest: str, *more: str) -> tuple[float, float]:
-    """One migration; total and downtime in ms, from the connection on."""
+def migrate_ours(
+    mib: int, limit_ms: float, guest: str, *more: str, machine: dict[str, Any] = BARE, spare: int = SPARE
+) -> tuple[float, float]:
+    """One migration of `machine`; total and downtime in ms, from the connection on."""
     with in_memory() as ram, tempfile.TemporaryDirectory(prefix="migrate-bench-") as made:
         place = Path(made)
-        spec = place / "bare.json"
-        spec.write_text(json.dumps(BARE))
+        spec = place / "spec.json"
+        spec.write_text(json.dumps(machine))
         born = ("--memory-mb", str(mib), "--guest", guest, "--downtime-limit-ms", str(limit_ms))
         with daemon(place, ram, "source", str(spec), *born, "--listen", "127.0.0.1:0"):
             address = told(place, "source", "listening")["address"]
-            have_memory(SPARE * mib)
+            have_memory(spare * mib)
             with daemon(place, ram, "target", address, *more):
                 arrived, left = (told(place, side, "attempt ended") for side in ("target", "source"))
                 ledger = ledger_of(left, arrived)
