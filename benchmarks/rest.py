@@ -109,7 +109,7 @@ def frames_and_back() -> Result:
 
 
 def strict_cbor() -> Result:
-    data = cbor.encode([{"gpa": index * 4096, "length": 4096, "name": f"extent {index}"} for index in range(2000)])
+    data = cbor.encode([{"gpa": index * 4096, "length": 4096, "name": f"extent {index}"} for index in range(1000)])
     return compare(
         "strict CBOR: scan, then load",
         lambda: cbor.decode(data),
