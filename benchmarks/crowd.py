@@ -79,7 +79,7 @@ def moved(result: CrowdResult) -> int:
 
 def cpu_s(result: CrowdResult) -> float:
     """Of both hosts, while the machines migrated."""
-    return sum(after["cpu_s"] - booted["cpu_s"] for _, booted, after in result.status.values())
+    return float(sum(after["cpu_s"] - booted["cpu_s"] for _, booted, after in result.status.values()))
 
 
 def boot_of(count: int) -> Boot:
@@ -126,7 +126,7 @@ async def held(count: int, directory: Path) -> Document:
             await source.control.ask(Limit(bandwidth=0))
 
     def each(after: Document, before: Document) -> float:
-        return (after["rss_private_bytes"] - before["rss_private_bytes"]) / count
+        return float(after["rss_private_bytes"] - before["rss_private_bytes"]) / count
 
     return {
         "machine": each(idle, empty["source"]),

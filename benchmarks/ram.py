@@ -95,12 +95,12 @@ def results(ram_mib: int = RAM_MIB) -> Iterator[Result | Allowance]:
             unit="GB",
         )
     for state in ("warm", "cold"):
-        ours = [done for (way, kind, _), runs in moved.items() for done in runs if (way, kind) == ("ours", state)]
+        of_ours = [done for (way, kind, _), runs in moved.items() for done in runs if (way, kind) == ("ours", state)]
         yield Allowance(
             path=f"the longest that RAM keeps anybody else in the event loop waiting, {state} target memory",
-            ours_s=median(done.stall_s for done in ours),
+            ours_s=median(done.stall_s for done in of_ours),
             allowed_s=STALL_ALLOWED_S,
-            runs=len(ours),
+            runs=len(of_ours),
         )
 
 

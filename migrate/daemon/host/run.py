@@ -27,13 +27,10 @@ from migrate.daemon.node import LISTENS_AT
 from migrate.daemon.run import DEFAULT_LISTEN, ExitCode, listen, signaller_at
 from migrate.daemon.warming import warm_up
 from migrate.errors import JournalFailed
-from migrate.protocol.messages import STREAMS_MAX
 
 FILES_OF_MACHINE: Final = 12
 """Descriptors of a machine in migration: RAM and its mapping, journal, lock and witness, fence, disks, connection."""
 FILES_BESIDE: Final = 256
-FILES_OF_MIGRATION: Final = 2 * STREAMS_MAX
-"""What the streams of one out and of one in may take."""
 PART_S: Final = 2.0
 """How long a host that ends waits for whoever asked for the end to hear of it."""
 
@@ -58,7 +55,7 @@ async def run_host(options: HostOptions, events: EventLog) -> tuple[ExitCode, Js
     Raises:
         BadInput: a directory, a socket or an address cannot be had, or there are too few descriptors.
     """
-    room = room_for(options.machines_max, options.settings.migrations_max)
+    room = room_for(options.machines_max, options.settings.migrations_max * (options.settings.streams - 1))
     settings = attrs.evolve(options.settings, machines_max=room)
     if options.die_at is not None:
         events.listeners.append(signaller_at(options.die_at, signal.SIGKILL))
@@ -202,10 +199,10 @@ def control_socket(path: Path) -> Iterator[trio.SocketListener]:
         path.unlink(missing_ok=True)
 
 
-def room_for(machines: int | None, migrations: int) -> int:
+def room_for(machines: int | None, streams: int = 0) -> int:
     """How many machines there may be, after taking as many descriptors as the system gives.
 
-    There are so many `migrations` out and in at once.
+    So many further connections may be open: `streams` of machines that come, and as many of those that go.
 
     Raises:
         BadInput: `machines` need more.
@@ -213,7 +210,7 @@ def room_for(machines: int | None, migrations: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    beside = FILES_BESIDE + migrations * FILES_OF_MIGRATION
+    beside = FILES_BESIDE + 2 * streams
     room = MACHINES_MAX if hard == resource.RLIM_INFINITY else max(0, (hard - beside) // FILES_OF_MACHINE)
     if machines is None:
         return min(MACHINES_MAX, room)
