@@ -95,10 +95,10 @@ def crowd(
         raise BadInput("--machines and --at-once are 1 or more")
     if guest.partition(":")[0] == LedgerGuest.name:
         raise BadInput("a ledger is read from the artefacts of one machine: migrate rehearse does; use --guest stamp")
-    room_for(machines, (MIGRATIONS_MAX if at_once is None else at_once) * (streams_of(streams) - 1))
+    at_once = min(machines, MIGRATIONS_MAX) if at_once is None else at_once
+    room_for(machines, at_once * (streams_of(streams) - 1))
     known = all_releases(releases)
     release_named(from_, known), release_named(to, known), parse_rate(bandwidth)
-    at_once = min(machines, MIGRATIONS_MAX) if at_once is None else at_once
     boot = boot_request(
         spec, name=None, count=machines, guest=guest, memory_mb=memory_mb, seed=seed, api_version=api_version
     )
@@ -117,7 +117,7 @@ def crowd(
             arguments={
                 side: [
                     *common,
-                    *arguments_of({"--release": release, "--streams": streams_of(streams), **limits}),
+                    *arguments_of({"--release": release, "--streams": streams, **limits}),
                     *(["--state-dir", str(directory / side)] if state else []),
                     *("--audited", *secured.get(side, ())),
                 ]

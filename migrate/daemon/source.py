@@ -16,7 +16,7 @@ from migrate.daemon.access import Access
 from migrate.daemon.clock import TrioClock
 from migrate.daemon.door import Door, tell_turned_away, turn_away
 from migrate.daemon.events import EventLog
-from migrate.daemon.guests import GuestRunner
+from migrate.daemon.guests import GuestRunner, do_nothing
 from migrate.daemon.invitation import Invitation
 from migrate.daemon.link import SocketLink
 from migrate.daemon.node import AnyJournal, Node
@@ -42,15 +42,12 @@ BUSY: Final = Reason(
 )
 
 
-def _nothing() -> None:
-    """Nobody else wants to know."""
-
-
 @attrs.define
 class SourceDaemon:
     """Serves one machine until it is handed over, or must not run here any more.
 
     `reclaim_after_s` is for how long a target may be unreachable before a machine with a fence is taken back.
+    `on_streams` is told when a target has announced further connections.
     """
 
     runner: GuestRunner
@@ -63,7 +60,7 @@ class SourceDaemon:
     invitation: Invitation = attrs.field(factory=Invitation)
     reclaim_after_s: float = RECLAIM_AFTER_S
     ram: Ram = attrs.field(factory=MappedRam)
-    on_streams: Callable[[], None] = _nothing
+    on_streams: Callable[[], None] = do_nothing
     attempts: list[AttemptOutcome] = attrs.field(factory=list)
     over: trio.Event = attrs.field(factory=trio.Event)
     in_doubt: trio.Event = attrs.field(factory=trio.Event)
