@@ -215,9 +215,10 @@ def room_for(machines: int | None, streams: int = 0) -> int:
     if machines is None:
         return min(MACHINES_MAX, room)
     if machines > room and hard != resource.RLIM_INFINITY:
+        instead = f"--machines-max {room}" if room else "fewer --streams or --migrations-max"
         raise BadInput(
             f"--machines-max {machines} takes {beside + machines * FILES_OF_MACHINE} open files, and this "
-            f"process may have {hard}: raise the hard limit (ulimit -Hn, LimitNOFILE=), or give --machines-max {room}"
+            f"process may have {hard}: raise the hard limit (ulimit -Hn, LimitNOFILE=), or give {instead}"
         )
     return machines
 
