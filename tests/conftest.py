@@ -4,6 +4,7 @@ What some tests have to tell of themselves is said at the end: how many kills, a
 hostile inputs.
 """
 
+import gc
 from collections import Counter
 
 import pytest
@@ -16,6 +17,12 @@ __all__ = ["clock", "holders", "neighbourhood"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of collected tests are made of stays to the end: no test that collects is to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

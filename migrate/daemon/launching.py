@@ -9,9 +9,10 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import attrs
 import trio
@@ -204,10 +205,25 @@ async def child_of(launcher: Launcher, arguments: Sequence[str], *, silent: bool
         os.close(born.pidfd)
 
 
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
-    """Whole lines, without their ends; a last one without an end is left out."""
-    rest = b""
-    async for chunk in stream:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
+def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    """Whole lines, without their ends; a last one without an end is left out.
+
+    No generator: whoever is cancelled between two lines would leave one unfinished, for the garbage collector to find.
+    """
+    return _Lines(stream)
+
+
+class _Lines:
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._whole: deque[bytes] = deque()
+        self._rest = b""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._whole:
+            *lines, self._rest = (self._rest + await self._stream.__anext__()).split(b"\n")
+            self._whole += lines
+        return self._whole.popleft()
