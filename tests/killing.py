@@ -25,9 +25,9 @@ import attrs
 import trio
 
 from migrate.cli.specs import read
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.launching import ForkLauncher
 from migrate.daemon.lives import SIDES, Life, Side, begin_life, other
-from migrate.daemon.run import ExitCode
 from migrate.daemon.wire import WireObserver, WireRecord, sender_of
 from migrate.engine.handoff import Holding
 from migrate.rehearsal.case import Case, promises_broken

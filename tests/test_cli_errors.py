@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -54,6 +55,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["source", EXAMPLE, "--on-stall", "maybe"], ["maybe", "refuse", "force"]),
     # The command line itself
     (["nonsense"], ["nonsense", "rehearse", "see migrate --help"]),
+    (["nonsense"], [" and others; see"]),
     (["spec", "nonsense"], ["nonsense", "convert", "see migrate spec --help"]),
     (["check", EXAMPLE, "--frm", "r1"], ["--frm", "--from", "see migrate check --help"]),
     (["rehearse", EXAMPLE, "--fast"], ["--fast", "see migrate rehearse --help"]),
@@ -159,6 +161,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
 @pytest.mark.parametrize("arguments", [["check", EXAMPLE, "--to", "r9"], ["rehearse", EXAMPLE, "--memory-mb", "0"]])
 def test_bad_input_is_complained_about_in_the_same_words_with_json(arguments: list[str], capsys: Capsys) -> None:
     assert call(capsys, *arguments, "--json") == call(capsys, *arguments)
+
+
+def test_a_command_is_imported_when_it_is_asked_for() -> None:
+    there = "import sys; print(*(name for name in sys.modules if name.startswith('migrate.cli.')))"
+    command = [sys.executable, "-c", f"import migrate.cli.app; {there}"]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert set(imported) == {"migrate.cli.app", "migrate.cli.output"}
 
 
 def test_help_is_no_error(capsys: Capsys) -> None:

@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """The console script.  Its imports take half a second, in which Ctrl-C is no reason for a traceback either."""
+    """The console script.  Its imports take up to a second, in which Ctrl-C is no reason for a traceback either."""
     try:
         from migrate.cli.app import run
 

@@ -12,7 +12,7 @@ from migrate.cli.output import print_json, print_line
 from migrate.cli.specs import Json
 from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.tls import Tls
 from migrate.protocol.deadlines import Deadlines
 from migrate.protocol.messages import Role

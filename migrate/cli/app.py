@@ -1,21 +1,39 @@
-"""All commands, and the one place where what they raise becomes a line and an exit code."""
+"""All commands, and the one place where what they raise becomes a line and an exit code.
+
+A command's module is imported when it is asked for: whoever wants to see a spec need not wait for the daemons.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Final
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from migrate.cli import access, checking, crowd, exploring, host, ledger, migrating, serving, specs, state, wire
 from migrate.cli.output import complain
-from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
-from migrate.daemon.state import StateError
-from migrate.releases import ReleaseError
-from migrate.specs.files import SpecFileError
-from migrate.specs.reading import ParseError
-from sim_vmm.guest import GuestDoesNotFit
+from migrate.daemon.exit_codes import ExitCode
+
+COMMANDS: Final = {
+    "spec": "specs:app",
+    "releases": "checking:releases",
+    "check": "checking:check",
+    "matrix": "checking:matrix",
+    "rehearse": "migrating:rehearse",
+    "source": "migrating:source",
+    "target": "migrating:target",
+    "serve": "serving:serve",
+    "host": "host:app",
+    "crowd": "crowd:crowd",
+    "status": "state:status",
+    "resolve": "state:resolve",
+    "explore": "exploring:explore",
+    "replay": "exploring:replay",
+    "ledger": "ledger:ledger",
+    "wire": "wire:wire",
+    "certs": "access:certs",
+}
+"""Where each is, below `migrate.cli`."""
 
 app = App(
     name="migrate",
@@ -26,28 +44,21 @@ app = App(
     default_parameter=None,
 )
 app.register_install_completion_command(name="install-completion", add_to_startup=False)
-app.command(specs.app)
-app.command(checking.releases)
-app.command(checking.check)
-app.command(checking.matrix)
-app.command(migrating.rehearse)
-app.command(migrating.source)
-app.command(migrating.target)
-app.command(serving.serve)
-app.command(host.app)
-app.command(crowd.crowd)
-app.command(state.status)
-app.command(state.resolve)
-app.command(exploring.explore)
-app.command(exploring.replay)
-app.command(ledger.ledger)
-app.command(wire.wire)
-app.command(access.certs)
+for name, place in COMMANDS.items():
+    app.command(f"migrate.cli.{place}", name=name)
+
+
+def import_all() -> None:
+    """For whoever lists the commands with what they are for, or is to carry out any of them at once."""
+    for name in COMMANDS:
+        app[name]
 
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; returns its exit code."""
     try:
+        if not arguments or arguments[0] in app.help_flags:
+            import_all()
         code = app(
             list(arguments), exit_on_error=False, print_error=False, help_on_error=False, result_action="return_value"
         )
@@ -55,14 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         complain(_usage(error))
         return ExitCode.BAD_INPUT
-    except (BadInput, GuestDoesNotFit, ReleaseError, SpecFileError, ParseError) as error:
-        complain(str(error))
-        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except StateError as error:  # whether a record was written: a restart will find out
-        complain(str(error))
-        return ExitCode.NOT_DONE
     except BaseExceptionGroup as group:  # Ctrl-C before a daemon listened for it
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
@@ -70,7 +75,29 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # somebody closed our output, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.NOT_DONE
+    except Exception as error:
+        known = _code_of(error)
+        if known is None:
+            raise
+        complain(str(error))
+        return known
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _code_of(error: Exception) -> ExitCode | None:
+    """Of an error that says all there is to say; None of any other.  Whoever raised it has imported its class."""
+    from migrate.daemon.address import BadInput
+    from migrate.daemon.state.errors import StateError
+    from migrate.releases import ReleaseError
+    from migrate.specs.files import SpecFileError
+    from migrate.specs.reading import ParseError
+    from sim_vmm.guest import GuestDoesNotFit
+
+    if isinstance(error, BadInput | GuestDoesNotFit | ReleaseError | SpecFileError | ParseError):
+        return ExitCode.BAD_INPUT
+    if isinstance(error, StateError):  # whether a record was written: a restart will find out
+        return ExitCode.NOT_DONE
+    return None
 
 
 def _usage(error: CycloptsError) -> str:
@@ -82,5 +109,5 @@ def _usage(error: CycloptsError) -> str:
         case UnusedCliTokensError(unused_tokens=tokens) if tokens:
             problem = f"too many arguments: {' '.join(map(repr, tokens))}"
         case _:
-            problem = " ".join(str(error).split()).rstrip(".")
+            problem = " ".join(str(error).split()).replace(", ...", " and others").rstrip(".")
     return f"{problem}; see {command} --help"

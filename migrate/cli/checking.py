@@ -12,7 +12,7 @@ from migrate.cli.reporting import Report, leave, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.summary import print_reasons
 from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.exit_codes import ExitCode
 from migrate.engine.dry_run import Verdict, would_migrate
 from migrate.rehearsal.matrix import along, every_pair
 from migrate.releases import NEWEST, Release, all_releases, release_named

@@ -35,12 +35,13 @@ from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.units import parse_rate
 from migrate.daemon.address import BadInput
 from migrate.daemon.birth import born
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.host.client import Denied, HostGone
 from migrate.daemon.host.host import MIGRATIONS_MAX
 from migrate.daemon.host.pair import CrowdOptions, CrowdResult, run_crowd
 from migrate.daemon.host.run import room_for
 from migrate.daemon.pair import DaemonDied
-from migrate.daemon.run import ExitCode, leaf_of
+from migrate.daemon.run import leaf_of
 from migrate.engine.policy import OnStall
 from migrate.rehearsal.crowd import CrowdAudit, audit_crowd, crowd_document
 from migrate.releases import NEWEST, all_releases, release_named

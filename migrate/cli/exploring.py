@@ -20,7 +20,8 @@ from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
 from migrate.daemon.birth import born
-from migrate.daemon.run import ExitCode, leaf_of
+from migrate.daemon.exit_codes import ExitCode
+from migrate.daemon.run import leaf_of
 from migrate.daemon.supervisor import NotStarted
 from migrate.faults.campaign import Campaign, CampaignError, Found, Kind, Order, Submits, carry_on, workers
 from migrate.faults.cluster import ClusterError, ClusterLost, cluster

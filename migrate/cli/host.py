@@ -16,11 +16,12 @@ from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.units import parse_rate
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.birth import born
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.host.client import Denied, HostGone, controlling
 from migrate.daemon.host.host import Ending
 from migrate.daemon.host.requests import Boot, Cancel, Inspect, Limit, List, Offer, Request, Status, Stop, Take, Wait
 from migrate.daemon.host.sending import send_all
-from migrate.daemon.run import ExitCode, leaf_of
+from migrate.daemon.run import leaf_of
 from migrate.protocol.messages import NAME_MAX
 
 app = App(name="host", help="Control hosts that migrate serve runs: boot machines there, send them, look, stop.")

@@ -9,7 +9,7 @@ from migrate.cli.output import print_json, print_line
 from migrate.cli.specs import Json
 from migrate.cli.summary import print_ledger
 from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.exit_codes import ExitCode
 from migrate.rehearsal.clocks import Offset, exchanges_in
 from migrate.rehearsal.downtime import WentOn, ledger_of
 

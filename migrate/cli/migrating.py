@@ -26,12 +26,12 @@ from migrate.cli.zygote import forking
 from migrate.daemon.address import BadInput
 from migrate.daemon.birth import born
 from migrate.daemon.events import EventLog, json_lines
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.guests import MEMORY_MB_MAX
 from migrate.daemon.node import new_node_name
 from migrate.daemon.pair import DaemonDied, PairOptions
 from migrate.daemon.run import (
     Birthplace,
-    ExitCode,
     Places,
     SourceOptions,
     TargetOptions,

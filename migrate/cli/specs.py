@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from migrate.cli.output import complain, print_json, print_line, print_table
 from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.exit_codes import ExitCode
 from migrate.reasons import Reason
 from migrate.specs import BY_NUMBER, SAME_SHAPE
 from migrate.specs.files import SpecFile, SpecFileError, known_version, read_spec_file

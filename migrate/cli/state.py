@@ -16,10 +16,10 @@ from migrate.cli.progress import event_lines
 from migrate.cli.specs import Json
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.host.places import MACHINES
 from migrate.daemon.resolve import Force, Resolution, ResolveOptions
 from migrate.daemon.resolve import resolve as settle
-from migrate.daemon.run import ExitCode
 from migrate.daemon.situation import machine_json
 from migrate.daemon.state import StateDirectory, StateError
 from migrate.releases import NEWEST, all_releases, release_named

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from migrate.cli.output import complain
 from migrate.daemon.address import BadInput
-from migrate.daemon.run import ExitCode
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.wire import WireError, WireObserver, WireRecord, recorder
 
 

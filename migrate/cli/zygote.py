@@ -176,4 +176,7 @@ def become(arguments: list[str], descriptors: list[int]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    from migrate.cli.app import import_all
+
+    import_all()
     serve_and_exit(socket.socket(fileno=int(sys.argv[1])))

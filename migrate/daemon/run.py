@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -23,6 +22,7 @@ from migrate.daemon.access import Access
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.artefacts import write_artefacts
 from migrate.daemon.events import EventLog
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.failpoints import Failpoints
 from migrate.daemon.guest_facts import guest_facts
 from migrate.daemon.guests import MEMORY_MB_MAX, GuestRunner, TrioHypervisor
@@ -47,17 +47,6 @@ from sim_vmm.guest import GuestProgram
 from sim_vmm.lifecycle import MachineState
 from sim_vmm.machine import Machine
 from sim_vmm.spec import Spec
-
-
-class ExitCode(IntEnum):
-    """The command-line contract's."""
-
-    DONE = 0
-    NOT_DONE = 1
-    BAD_INPUT = 2
-    AUDIT_VIOLATED = 3
-    INTERRUPTED = 130
-
 
 _INTERRUPT_MESSAGES: Final = {
     Cancelling.CANCELLED: "cancelling the migration; Ctrl-C again ends the daemon",

@@ -17,8 +17,8 @@ from typing import Final
 
 import attrs
 
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.lives import SIDES, Life, Side
-from migrate.daemon.run import ExitCode
 from migrate.daemon.state import MachineState, StateDirectory, StateError
 from migrate.daemon.wire import WireRecord, ends_of, sender_of
 from migrate.engine.handoff import Holding

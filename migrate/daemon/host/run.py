@@ -20,11 +20,12 @@ import trio
 
 from migrate.daemon.address import Address, BadInput
 from migrate.daemon.events import EventLog
+from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.host.control import Control, listen_for_control
 from migrate.daemon.host.host import MACHINES_MAX, Ending, Host, HostSettings
 from migrate.daemon.host.places import HostPlaces
 from migrate.daemon.node import LISTENS_AT
-from migrate.daemon.run import DEFAULT_LISTEN, ExitCode, listen, signaller_at
+from migrate.daemon.run import DEFAULT_LISTEN, listen, signaller_at
 from migrate.daemon.warming import warm_up
 from migrate.errors import JournalFailed
 
