@@ -52,7 +52,7 @@ class Run:
 
 def rehearse(*options: str) -> dict[str, Any]:
     """The document of one rehearsal; that it is refused is no error."""
-    command = [sys.executable, "-m", "migrate", "rehearse", str(EXAMPLE), "--after-s", "0", "--json", *options]
+    command = [sys.executable, "-m", "migrate", "rehearse", str(EXAMPLE), "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
@@ -82,7 +82,7 @@ def one(rate: str, working_set: str, limit_ms: float) -> Run:
 
 
 def table(runs: Sequence[Run]) -> Iterable[str]:
-    yield "limit    runs  migrated  within limit  predicted/actual downtime  total  slow-down"
+    yield "limit    runs  migrated  within limit  predicted/actual downtime  off by  total  slow-down"
     for limit_ms in LIMITS_MS:
         yield row(f"{limit_ms} ms", [run for run in runs if run.limit_ms == limit_ms])
     yield row("all", runs)
@@ -92,12 +92,13 @@ def row(name: str, runs: Sequence[Run]) -> str:
     done = [run for run in runs if run.by_itself]
     if not done:
         return f"{name:7} {len(runs):5}  {0:8}"
-    downtime = median(run.predicted_downtime_ms / run.downtime_ms for run in done)
+    ratios = [run.predicted_downtime_ms / run.downtime_ms for run in done]
+    off = median(abs(ratio - 1) for ratio in ratios)
     total = median(run.predicted_total_ms / run.total_ms for run in done)
     slowdowns = [run.slowdown for run in done if run.slowdown is not None]
     slow = f"{median(slowdowns):.0%}" if slowdowns else ""
     kept = sum(run.kept for run in done)
-    return f"{name:7} {len(runs):5}  {len(done):8}  {kept:12}  {downtime:25.2f}  {total:5.2f}  {slow:>9}"
+    return f"{name:7} {len(runs):5}  {len(done):8}  {kept:12}  {median(ratios):25.2f}  {off:6.0%}  {total:5.2f}  {slow:>9}"
 
 
 def idle(name: str, machine: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from migrate.engine.policy import (
     Outlook,
     PrecopyPolicy,
     SwitchoverCost,
+    first_export_ns,
     not_converging,
 )
 from migrate.engine.rounds import Round
@@ -237,6 +238,34 @@ def test_the_floor_is_two_exports_three_records_the_state_and_the_way() -> None:
     cost = SwitchoverCost(state_bytes=1_000_000, export_ns=2_000_000, journal_ns=3_000_000)
     outlook = Outlook.after([sent(1000, 0, way_ns=200_000)], 0, cost)
     assert outlook.floor_ms == pytest.approx(1 + 2 * 2 + 3 * 3 + 1.5 * 0.2)
+
+
+def test_with_a_fence_the_floor_has_two_turns_at_the_register() -> None:
+    cost = SwitchoverCost(export_ns=2_000_000, register_ns=700_000)
+    assert Outlook.after([sent(1000, 0)], 0, cost).floor_ms == pytest.approx(2 * 2 + 2 * 0.7)
+
+
+@pytest.mark.parametrize(
+    ("receipt_ms", "network_ms", "way_ms"),
+    [(9.0, None, 9.0), (9.0, 0.5, 1.5), (0.8, 0.5, 0.8), (60.0, 40.0, 41.0)],
+    ids=["nobody says", "the receipt of a long round", "a short one", "a long way"],
+)
+def test_the_way_is_the_shortest_receipt_or_what_the_network_says_and_a_ms_for_answering(
+    receipt_ms: float, network_ms: float | None, way_ms: float
+) -> None:
+    cost = SwitchoverCost(way_ns=None if network_ms is None else round(network_ms * 1e6))
+    outlook = Outlook.after([sent(1000, 0, way_ns=round(receipt_ms * 1e6))], 0, cost)
+    assert outlook.floor_ms == pytest.approx(1.5 * way_ms)
+
+
+@pytest.mark.parametrize(
+    ("exports_ns", "expected_ns"),
+    [([8], 8), ([8, 2], 8), ([8, 2, 3], 8), ([2, 3], 3), ([90, 2, 3], 8)],
+    ids=["the first", "and once more", "and again", "the first was lucky", "something else held it up"],
+)
+def test_a_state_is_expected_to_take_as_long_as_the_first_time(exports_ns: list[int], expected_ns: int) -> None:
+    """It is read for the first time at the target; what was exported before takes a quarter (the table's last row)."""
+    assert first_export_ns(exports_ns) == expected_ns
 
 
 def test_the_dirty_rate_is_the_highest_of_the_last_three_rounds_as_if_the_guest_were_not_throttled() -> None:

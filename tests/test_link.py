@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from migrate.daemon.link import SocketLink, connect
 from migrate.daemon.outcome import Cancelling
-from migrate.daemon.transport import Transport
+from migrate.daemon.transport import Transport, way_of
 from migrate.errors import (
     DeadlineExpired,
     LocalProtocolError,
@@ -501,6 +501,19 @@ async def test_an_opening_that_was_heard_early_is_received_once() -> None:
         assert await link.receive() == HELLO
         await link.send(WELCOME)
         assert await wire.hear() == WELCOME
+
+
+async def test_the_kernel_says_how_long_the_way_there_and_back_is() -> None:
+    async with both() as (source, target):
+        await reach_ram(source, target)
+        ways_ns = [link.way_ns() for link in (source, target)]
+    assert all(way_ns is not None and 0 < way_ns < 10**9 for way_ns in ways_ns)
+
+
+async def test_a_socket_that_is_not_tcps_says_nothing_of_its_way() -> None:
+    for end in trio.socket.socketpair():
+        with end:
+            assert way_of(end) is None
 
 
 async def test_an_address_where_nobody_listens_is_named() -> None:

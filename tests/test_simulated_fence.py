@@ -99,6 +99,13 @@ def test_a_source_whose_storage_goes_away_while_it_resumes_goes_on_in_the_sessio
     assert "source: StorageUnreachable" not in tried.published
 
 
+def test_a_source_that_cannot_reach_the_storage_before_the_pause_gives_the_machine_away_all_the_same() -> None:
+    """It only wants to know how long a look takes."""
+    out = (AtMessage(message="RoundStored", side=Role.TARGET), StorageOutage(side=Role.SOURCE, for_s=1000.0))
+    tried = FENCED.run(plan_of(out))
+    assert (tried.violations, tried.fired, tried.owner) == ((), 1, "target")
+
+
 def test_a_source_that_never_asks_the_fence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(self: SourceDaemon) -> None:
         """It waits for its target, as without a fence."""

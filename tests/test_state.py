@@ -378,6 +378,7 @@ async def test_generations_taken_at_once_are_all_different(path: Path) -> None:
         (1, "write R", False),
         (1, "write C", False),
         (1, "write O", False),
+        (1, "new generation", False),
         (1, "write N", True),
         (1, "note attempt", True),
         (10, "write R", True),

@@ -42,6 +42,7 @@ from tests.test_link import (
     test_once_forbidden_cancelling_comes_too_late_and_disturbs_nothing,
     test_page_contents_that_do_not_come_run_into_the_frame_deadline,
     test_quick_messages_without_end_run_into_the_phase_deadline,
+    test_the_kernel_says_how_long_the_way_there_and_back_is,
     test_what_is_not_ours_to_say_is_not_sent,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "test_once_forbidden_cancelling_comes_too_late_and_disturbs_nothing",
     "test_page_contents_that_do_not_come_run_into_the_frame_deadline",
     "test_quick_messages_without_end_run_into_the_phase_deadline",
+    "test_the_kernel_says_how_long_the_way_there_and_back_is",
     "test_what_is_not_ours_to_say_is_not_sent",
 ]
 

@@ -248,6 +248,10 @@ class SocketLink:
                     await self._look_for_failure()
             raise
 
+    def way_ns(self) -> int | None:
+        """What the kernel has measured for the way there and back; None if it cannot say."""
+        return self._transport.way_ns()
+
     def abandon(self) -> None:
         self.over.set()
         self._transport.close()

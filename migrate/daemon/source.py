@@ -102,6 +102,7 @@ class SourceDaemon:
             observer=self.events,
             fence=fence,
             ram=self.ram,
+            way_ns=link.way_ns,
         )
 
     async def _heed_fence(self) -> None:

@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,6 +50,10 @@ READ_MAX: Final = 1 << 19
 CLOSED: Final = -1
 NO_LOW_WATER: Final = (1 << 31) - 1
 """trio has the kernel refuse more than 16 KiB that are not on their way yet, and a batch of RAM would go out in six."""
+ROUND_TRIP: Final = struct.Struct("=I")
+ROUND_TRIP_AT: Final = 68
+"""Where `tcpi_rtt` lies in `struct tcp_info` (linux/tcp.h), in microseconds."""
+TCP_INFO_BYTES: Final = ROUND_TRIP_AT + ROUND_TRIP.size
 RECORD_MAX: Final = 1 << 14
 """Plaintext in one record (RFC 8446 §5.1)."""
 FIRST_WORDS: Final = 8
@@ -90,6 +95,9 @@ class Transport(Protocol):
 
     async def news(self) -> None:
         """Return when `has_news` may be true."""
+
+    def way_ns(self) -> int | None:
+        """The round trip as the kernel has measured it; None if it cannot say."""
 
     async def leave(self) -> None:
         """Say that no more comes, and read until the peer hangs up: a reset would destroy our last words."""
@@ -163,6 +171,9 @@ class PlainTransport:
     async def news(self) -> None:
         self._wake_at(1)
         await trio.lowlevel.wait_readable(self._file)
+
+    def way_ns(self) -> int | None:
+        return way_of(self._socket)
 
     async def leave(self) -> None:
         self._wake_at(1)
@@ -303,6 +314,9 @@ class TlsTransport:
         while not self.has_news():
             await trio.lowlevel.wait_readable(self._socket.fileno())
 
+    def way_ns(self) -> int | None:
+        return way_of(self._socket)
+
     async def leave(self) -> None:
         with suppress(ssl.SSLError):  # it would wait for the peer's word; ours is in the BIO, as is any alert
             self._tls.unwrap()
@@ -384,6 +398,18 @@ def polled(stream: trio.SocketStream, event: int) -> select.poll:
     poll = select.poll()
     poll.register(stream.socket.fileno(), event)
     return poll
+
+
+def way_of(connection: trio.socket.SocketType) -> int | None:
+    """The smoothed round trip of a TCP connection, in ns (tcp(7), TCP_INFO); None if the kernel does not say."""
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    except OSError:
+        return None
+    if len(told) < TCP_INFO_BYTES:
+        return None
+    (microseconds,) = ROUND_TRIP.unpack_from(told, ROUND_TRIP_AT)
+    return int(microseconds) * 1000 or None
 
 
 async def hang_up(connection: trio.socket.SocketType) -> None:

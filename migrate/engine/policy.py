@@ -7,7 +7,8 @@ round there is an outlook (`Outlook`), made of what the rounds have shown and no
                   receipt, less the shortest receipt of all, which is taken for the way there and back
     dirty rate    the highest of the last few rounds: a long round hides the rate behind the working set
     downtime      what is dirty now over the bandwidth, and what handing over costs with nothing left to send: the
-                  `floor`, from the pre-flight (export, size of the state), a write of the journal, and the way
+                  `floor`, from the pre-flight (export, size of the state), a write of the journal, a look at the
+                  storage's register if there is one, and the way
 
 and a decision (`PrecopyPolicy.decide`):
 
@@ -62,8 +63,14 @@ FULL_WEIGHT_BYTES: Final = 1 << 20
 
 RECORDS: Final = 3
 """Written one after the other in the blackout: R at the target, C here, O there."""
+REGISTER_TURNS: Final = 2
+"""With a fence the target looks at the register before it promises, and takes it before the guest runs."""
 WAYS: Final = 1.5
 """Round trips in the blackout: the state there, Ready back, Commit there."""
+ANSWERING_NS: Final = 1_000_000
+"""What two processes add to a round trip of the network's: wake up, read, answer, and wake up again."""
+FIRST_TIME: Final = 4
+"""What is done for the first time, as the import of a state is, takes up to so many times as long as once more."""
 FORECAST_ROUNDS: Final = 1000
 
 
@@ -90,12 +97,16 @@ class OnStall(StrEnum):
 class SwitchoverCost:
     """What handing over takes with no RAM left to send, as far as it shows before.
 
-    `export_ns` for exporting and encoding `state_bytes` of devices and console, `journal_ns` for one durable record.
+    `export_ns` for exporting and encoding `state_bytes` of devices and console as if it had not been done before,
+    `journal_ns` for one durable record, `register_ns` for one look at the register of the machine's storage.  `way_ns`
+    is what the network says that the way there and back takes, if it does.
     """
 
     state_bytes: int = 0
     export_ns: int = 0
     journal_ns: int = 0
+    register_ns: int = 0
+    way_ns: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -117,13 +128,16 @@ class Outlook:
     def after(cls, rounds: Sequence[Round], dirty_pages: int, cost: SwitchoverCost, throttle: float = 0.0) -> Self:
         """After `rounds`, with `dirty_pages` dirty now; `throttle` is what the guest would have in another round."""
         way_ns = min((round_.receipt_ns for round_ in rounds), default=0)
+        if cost.way_ns is not None:  # a long round's receipt waits until the last of it has been stored
+            way_ns = min(way_ns, cost.way_ns + ANSWERING_NS)
         ns_per_byte = smoothed_ns_per_byte(rounds, way_ns)
         rate = dirty_rate(rounds) * (1 - throttle)
         ram_ms = _ms(dirty_pages * PAGE_SIZE, ns_per_byte)
         round_ms = ram_ms + way_ns / NS_PER_MS
         working_set = max((round_.dirtied_pages for round_ in rounds[-RATE_ROUNDS:]), default=0)
         next_pages = min(working_set, rate * round_ms / 1e3)
-        floor_ms = (2 * cost.export_ns + RECORDS * cost.journal_ns + WAYS * way_ns) / NS_PER_MS
+        written_ns = RECORDS * cost.journal_ns + REGISTER_TURNS * cost.register_ns
+        floor_ms = (2 * cost.export_ns + written_ns + WAYS * way_ns) / NS_PER_MS
         return cls(
             dirty_pages=dirty_pages,
             dirty_pages_per_s=rate,
@@ -299,6 +313,11 @@ def smoothed_ns_per_byte(rounds: Sequence[Round], way_ns: int) -> float:
             weights += weight
             times += weight * max(round_.elapsed_ns - way_ns, 1) / round_.bytes
     return times / weights if weights else math.inf
+
+
+def first_export_ns(exports_ns: Sequence[int]) -> int:
+    """What an export takes that was not made before, from all that were: the first one, if nothing disturbed it."""
+    return min(max(exports_ns), FIRST_TIME * min(exports_ns))
 
 
 def dirty_rate(rounds: Sequence[Round]) -> float:

@@ -14,7 +14,7 @@ Before the pause every device is exported without sending, so that state which c
 guest still runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, Final
@@ -37,7 +37,16 @@ from migrate.engine.image import PauseImage
 from migrate.engine.negotiation import obstacles_of, preamble_of, why_not_newer
 from migrate.engine.ownership import Hands, Ownership, StorageTaken
 from migrate.engine.payload_choice import Common, NoCommonPayload, chooser, common_versions, not_representable
-from migrate.engine.policy import CAUTION, Course, Decision, Outlook, PrecopyPolicy, SwitchoverCost, not_converging
+from migrate.engine.policy import (
+    CAUTION,
+    Course,
+    Decision,
+    Outlook,
+    PrecopyPolicy,
+    SwitchoverCost,
+    first_export_ns,
+    not_converging,
+)
 from migrate.engine.ports import Clock, Fence, Journal, Link, Observer, Pace, Ram, RunningGuest
 from migrate.engine.ram import MappedRam
 from migrate.engine.rounds import NS_PER_MS, finite
@@ -50,6 +59,7 @@ from migrate.errors import (
     Refused,
     RemoteProtocolError,
     StateRefused,
+    StorageUnreachable,
 )
 from migrate.payloads import PayloadError, encode_payload
 from migrate.plain import fields_of, quote
@@ -93,6 +103,10 @@ SLOWDOWN_AFTER_NS: Final = 50_000_000
 """What a guest does in a shorter time says little about what it would go on doing: ten steps of a daemon."""
 
 
+def unknown() -> None:
+    """Nobody can say."""
+
+
 @attrs.frozen(kw_only=True)
 class SourcePorts:
     link: Link
@@ -102,6 +116,8 @@ class SourcePorts:
     observer: Observer
     fence: Fence | None = None
     ram: Ram = attrs.field(factory=MappedRam)
+    way_ns: Callable[[], int | None] = unknown
+    """What the network says that the way to the peer and back takes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -150,6 +166,7 @@ class _Source:
         self.machine = ports.guest.machine
         self.target = ""
         self.rehearsed: dict[str, tuple[ExportedState, DeviceState]] = {}
+        self.exports_ns: list[int] = []
         self.clock = ports.clock
         self.ports = ports
         self.ownership = Ownership(
@@ -287,12 +304,26 @@ class _Source:
         cost = self.export_again(choice, SwitchoverCost())
         start_ns = self.clock.monotonic_ns()
         generation = await self.journal.new_generation()
-        return attrs.evolve(cost, journal_ns=self.clock.monotonic_ns() - start_ns), generation
+        cost = attrs.evolve(cost, journal_ns=self.clock.monotonic_ns() - start_ns)
+        return attrs.evolve(cost, register_ns=await self.look_at_register()), generation
+
+    async def look_at_register(self) -> int:
+        """How long that takes; 0 if there is none, or it cannot be reached: then the target will be told so."""
+        if self.ports.fence is None:
+            return 0
+        start_ns = self.clock.monotonic_ns()
+        try:
+            await self.ports.fence.read()
+        except StorageUnreachable:
+            return 0
+        return self.clock.monotonic_ns() - start_ns
 
     def export_again(self, choice: Common, cost: SwitchoverCost) -> SwitchoverCost:
         start_ns = self.clock.monotonic_ns()
         state_bytes = self.preflight(choice)
-        return attrs.evolve(cost, state_bytes=state_bytes, export_ns=self.clock.monotonic_ns() - start_ns)
+        self.exports_ns.append(self.clock.monotonic_ns() - start_ns)
+        export_ns = first_export_ns(self.exports_ns)
+        return attrs.evolve(cost, state_bytes=state_bytes, export_ns=export_ns, way_ns=self.ports.way_ns())
 
     def tell_estimate(self, course: Course, outlook: Outlook) -> None:
         rounds = self.attempt.rounds
