@@ -98,7 +98,8 @@ def row(name: str, runs: Sequence[Run]) -> str:
     slowdowns = [run.slowdown for run in done if run.slowdown is not None]
     slow = f"{median(slowdowns):.0%}" if slowdowns else ""
     kept = sum(run.kept for run in done)
-    return f"{name:7} {len(runs):5}  {len(done):8}  {kept:12}  {median(ratios):25.2f}  {off:6.0%}  {total:5.2f}  {slow:>9}"
+    begin = f"{name:7} {len(runs):5}  {len(done):8}  {kept:12}"
+    return f"{begin}  {median(ratios):25.2f}  {off:6.0%}  {total:5.2f}  {slow:>9}"
 
 
 def idle(name: str, machine: dict[str, Any]) -> str:
