@@ -13,7 +13,6 @@ virtual machines give what they do not use back to theirs within seconds.
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
+from benchmarks.measure import MIB, have_memory
 from migrate.rehearsal.downtime import ledger_of
 
 QEMU: Final = "qemu-system-x86_64"
@@ -43,7 +43,6 @@ BARE: Final[dict[str, Any]] = {
     },
     "components": {"com1": {"type": "serial_port", "component": {"num": "com1"}}},
 }
-MIB: Final = 1 << 20
 RUNS: Final = 5
 LIMIT_MS: Final = 20
 PATIENCE_S: Final = 120.0
@@ -189,17 +188,6 @@ def in_memory() -> Iterator[Path]:
     """A directory for guest RAM that journals survive with; what is left of it goes."""
     with tempfile.TemporaryDirectory(prefix="migrate-bench-", dir=SHARED_MEMORY) as directory:
         yield Path(directory)
-
-
-def have_memory(mib: int) -> None:
-    """Write and give back so much memory."""
-    block = b"x" * MIB
-    descriptor = os.memfd_create("memory")
-    try:
-        for _ in range(mib):
-            os.write(descriptor, block)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -14,9 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.measure import Allowance, Result
+from benchmarks.measure import MIB, Allowance, Result
 from benchmarks.ram_ways import (
-    MIB,
     ForkedTarget,
     Moved,
     Target,
