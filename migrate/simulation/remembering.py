@@ -26,9 +26,7 @@ from migrate.simulation.machines import LightMachine
 from migrate.specs import digest
 from migrate.specs.offer import offer
 from migrate.specs.version import SpecVersion
-from sim_vmm.devices import places
 from sim_vmm.memory import GuestMemory
-from sim_vmm.payloads import conversions
 from sim_vmm.spec import Spec
 
 REMEMBERED_MAX: Final = 1 << 15
@@ -200,7 +198,6 @@ def remembering() -> Iterator[None]:
         (ram, "pack", _OfPages(runs.pack, np.ndarray.tobytes)),
         (ram, "unpack", _OfPages(runs.unpack, bytes)),
         (target, "judge", _Judge(negotiation.judge)),
-        (places, "versions_of", lru_cache(REMEMBERED_MAX)(conversions.versions_of)),
         (target, "warm_up_devices", _already_warm),
         (image, "decode_payload", lru_cache(REMEMBERED_MAX)(payloads.decode_payload)),
     ]

@@ -12,6 +12,7 @@ goes to a build that does not know it, as with QEMU's subsections.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -135,6 +136,7 @@ UPGRADES: Final[dict[tuple[Schema, Schema], Callable[[Any, Any], Any]]] = {
 # Ways made of steps
 
 
+@cache
 def versions_of(newest: Schema) -> tuple[Schema, ...]:
     """`newest` and every older version of its kind that there is a way to, newest first."""
     found = [newest]
