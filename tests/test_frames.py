@@ -18,6 +18,7 @@ from migrate.protocol.frames import (
     check_preface,
     decode_body,
     decode_header,
+    encode_again,
     encode_frame,
     encode_raw,
 )
@@ -91,6 +92,13 @@ def test_every_message_comes_back(message: Message) -> None:
 @given(ANY_MESSAGE)
 def test_equal_messages_are_equal_bytes(message: Message) -> None:
     assert encode_frame(message) == encode_frame(attrs.evolve(message))
+
+
+@given(ANY_MESSAGE)
+def test_a_message_that_was_in_a_frame_has_the_same_frame_again(message: Message) -> None:
+    heard = read(encode_frame(message))
+    assert heard is not None
+    assert encode_again(heard) == encode_frame(message)
 
 
 def test_a_frame_is_laid_out_as_the_module_says() -> None:

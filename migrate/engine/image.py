@@ -33,7 +33,7 @@ class ImageDamaged(MigrationError):
 
 @attrs.frozen(kw_only=True)
 class PauseImage:
-    """The state of a paused machine beside its RAM."""
+    """The state of a paused machine beside its RAM: messages that were sent or received."""
 
     time: TimeOfDay
     devices: tuple[DeviceState, ...]
@@ -41,7 +41,7 @@ class PauseImage:
 
     def encode(self) -> bytes:
         parts: tuple[Message, ...] = (self.time, *self.devices, DevicesEnd(devices=len(self.devices)), self.server)
-        return b"".join(map(frames.encode_frame, parts))
+        return b"".join(map(frames.encode_again, parts))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

@@ -89,7 +89,7 @@ def encode_frame(message: Message) -> bytes:
     Raises:
         ValueError: the body is larger than its type allows, or costs more than may be read; nothing of it may be sent.
     """
-    body = cbor.encode(_CONVERTER.unstructure(message))
+    body = _body_of(message)
     if len(body) > message.BODY_MAX:
         raise ValueError(
             f"{type(message).__name__} needs {len(body)} bytes; its frame holds at most {message.BODY_MAX}"
@@ -100,6 +100,15 @@ def encode_frame(message: Message) -> bytes:
         except cbor.CborError as error:
             raise ValueError(f"{type(message).__name__} could not be read: {error}") from None
     return encode_raw(message.TYPE, body)
+
+
+def encode_again(message: Message) -> bytes:
+    """`encode_frame` of a message that has been in a frame before: it fits one."""
+    return encode_raw(message.TYPE, _body_of(message))
+
+
+def _body_of(message: Message) -> bytes:
+    return cbor.encode(_CONVERTER.unstructure(message))
 
 
 def encode_raw(frame_type: int, body: bytes) -> bytes:

@@ -186,6 +186,7 @@ def remembering() -> Iterator[None]:
         (source, "encode_payload", lru_cache(REMEMBERED_MAX)(payloads.encode_payload)),
         (source, "encode_frame", _frame_of),
         (frames, "encode_frame", _frame_of),
+        (frames, "encode_again", _frame_of),
         (source, "preamble_of", _OfDevices(negotiation.preamble_of)),
         (source, "not_representable", _OfDevices(lambda *asked: tuple(payload_choice.not_representable(*asked)))),
         (source, "common_versions", ByIdentity(payload_choice.common_versions)),
