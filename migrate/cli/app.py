@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "releases": "checking:releases",
     "check": "checking:check",
     "matrix": "checking:matrix",
-    "rehearse": "migrating:rehearse",
+    "rehearse": "rehearsing:rehearse",
     "source": "migrating:source",
     "target": "migrating:target",
     "serve": "serving:serve",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from migrate.cli.heat_map import print_matrix
+from migrate.cli.options import Guest, Releases, guest_named
 from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.reporting import Report, leave, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
@@ -17,14 +18,6 @@ from migrate.engine.dry_run import Verdict, would_migrate
 from migrate.rehearsal.matrix import along, every_pair
 from migrate.releases import NEWEST, Release, all_releases, release_named
 from migrate.reports.page import matrix_page
-from sim_vmm.guest import GuestProgram, make_guest
-
-Releases = Annotated[
-    Path | None, Parameter(name="--releases", help="TOML file with further releases, as releases.toml.")
-]
-Guest = Annotated[
-    str, Parameter(name="--guest", help="What the guest does: idle, stamp, ledger, features[:legacy], dirty:RATE,SET.")
-]
 
 
 def releases(*, releases: Releases = None, json: Json = False) -> int:
@@ -143,11 +136,3 @@ def _print_verdict(verdict: Verdict, file: Path, source: Release, target: Releas
         for device, payloads in verdict.payloads.items()
     ]
     print_table(("device", "payloads"), rows)
-
-
-def guest_named(text: str) -> GuestProgram:
-    """Raises BadInput for an unknown program."""
-    try:
-        return make_guest(text)
-    except ValueError as error:
-        raise BadInput(str(error)) from error

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from migrate.cli.access import throw_away
-from migrate.cli.checking import Guest, Releases
 from migrate.cli.host import boot_request
-from migrate.cli.migrating import (
+from migrate.cli.options import (
     Bandwidth,
     DowntimeLimit,
     From,
+    Guest,
+    Releases,
     Retries,
     Seed,
     Stall,

@@ -13,8 +13,9 @@ import attrs
 import trio
 from cyclopts import Parameter
 
-from migrate.cli.migrating import StreamCount, plan_at, plan_for_real, streams_of
+from migrate.cli.options import StreamCount, streams_of
 from migrate.cli.output import complain, print_json, print_line, print_table
+from migrate.cli.rehearsing import plan_at, plan_for_real
 from migrate.cli.reporting import Report, Trace, leave, leave_migration, require_writable
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.zygote import forking

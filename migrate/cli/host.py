@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 import trio
 from cyclopts import App, Parameter
 
-from migrate.cli.checking import Guest, guest_named
-from migrate.cli.migrating import MemoryMb, Seed, at_least_0
+from migrate.cli.options import Guest, MemoryMb, Seed, at_least_0, guest_named
 from migrate.cli.output import complain, mebibytes, print_json, print_line, print_table
 from migrate.cli.specs import ApiVersion, Json, read
 from migrate.cli.units import parse_rate

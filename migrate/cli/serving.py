@@ -7,8 +7,7 @@ import trio
 from cyclopts import Parameter
 
 from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of
-from migrate.cli.checking import Releases
-from migrate.cli.migrating import (
+from migrate.cli.options import (
     Attached,
     Audited,
     Bandwidth,
@@ -19,6 +18,7 @@ from migrate.cli.migrating import (
     Pace,
     PrecopyTimeMax,
     ReclaimAfter,
+    Releases,
     RoundsMax,
     Stall,
     StateDir,

@@ -9,8 +9,7 @@ import trio
 from cyclopts import Parameter
 
 from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of
-from migrate.cli.checking import Releases
-from migrate.cli.migrating import StorageDirectory, To, at_least_0
+from migrate.cli.options import Releases, StorageDirectory, To, at_least_0
 from migrate.cli.output import print_json, print_line, print_table
 from migrate.cli.progress import event_lines
 from migrate.cli.specs import Json

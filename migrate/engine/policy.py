@@ -128,8 +128,6 @@ class Outlook:
     def after(cls, rounds: Sequence[Round], dirty_pages: int, cost: SwitchoverCost, throttle: float = 0.0) -> Self:
         """After `rounds`, with `dirty_pages` dirty now; `throttle` is what the guest would have in another round."""
         way_ns = min((round_.receipt_ns for round_ in rounds), default=0)
-        if cost.way_ns is not None:  # a long round's receipt waits until the last of it has been stored
-            way_ns = min(way_ns, cost.way_ns + ANSWERING_NS)
         ns_per_byte = smoothed_ns_per_byte(rounds, way_ns)
         rate = dirty_rate(rounds) * (1 - throttle)
         ram_ms = _ms(dirty_pages * PAGE_SIZE, ns_per_byte)
@@ -137,7 +135,10 @@ class Outlook:
         working_set = max((round_.dirtied_pages for round_ in rounds[-RATE_ROUNDS:]), default=0)
         next_pages = min(working_set, rate * round_ms / 1e3)
         written_ns = RECORDS * cost.journal_ns + REGISTER_TURNS * cost.register_ns
-        floor_ms = (2 * cost.export_ns + written_ns + WAYS * way_ns) / NS_PER_MS
+        empty_way_ns = way_ns  # nothing is on its way then: a long round's receipt waits until all of it has been stored
+        if cost.way_ns is not None:
+            empty_way_ns = min(way_ns, cost.way_ns + ANSWERING_NS)
+        floor_ms = (2 * cost.export_ns + written_ns + WAYS * empty_way_ns) / NS_PER_MS
         return cls(
             dirty_pages=dirty_pages,
             dirty_pages_per_s=rate,
