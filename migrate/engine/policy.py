@@ -135,9 +135,8 @@ class Outlook:
         working_set = max((round_.dirtied_pages for round_ in rounds[-RATE_ROUNDS:]), default=0)
         next_pages = min(working_set, rate * round_ms / 1e3)
         written_ns = RECORDS * cost.journal_ns + REGISTER_TURNS * cost.register_ns
-        empty_way_ns = way_ns  # nothing is on its way then: a long round's receipt waits until all of it has been stored
-        if cost.way_ns is not None:
-            empty_way_ns = min(way_ns, cost.way_ns + ANSWERING_NS)
+        # Nothing is on its way then, and a long round's receipt waits until all of the round has been stored.
+        empty_way_ns = way_ns if cost.way_ns is None else min(way_ns, cost.way_ns + ANSWERING_NS)
         floor_ms = (2 * cost.export_ns + written_ns + WAYS * empty_way_ns) / NS_PER_MS
         return cls(
             dirty_pages=dirty_pages,
