@@ -249,7 +249,7 @@ class SocketLink:
             raise
 
     def way_ns(self) -> int | None:
-        """What the kernel has measured for the way there and back; None if it cannot say."""
+        """The shortest that the kernel has measured for the way there and back; None if it cannot say."""
         return self._transport.way_ns()
 
     def abandon(self) -> None:

@@ -51,8 +51,9 @@ CLOSED: Final = -1
 NO_LOW_WATER: Final = (1 << 31) - 1
 """trio has the kernel refuse more than 16 KiB that are not on their way yet, and a batch of RAM would go out in six."""
 ROUND_TRIP: Final = struct.Struct("=I")
-ROUND_TRIP_AT: Final = 68
-"""Where `tcpi_rtt` lies in `struct tcp_info` (linux/tcp.h), in microseconds."""
+ROUND_TRIP_AT: Final = 148
+"""Where `tcpi_min_rtt` lies in `struct tcp_info` (linux/tcp.h), in microseconds."""
+NO_ROUND_TRIP: Final = 0xFFFF_FFFF
 TCP_INFO_BYTES: Final = ROUND_TRIP_AT + ROUND_TRIP.size
 RECORD_MAX: Final = 1 << 14
 """Plaintext in one record (RFC 8446 §5.1)."""
@@ -97,7 +98,7 @@ class Transport(Protocol):
         """Return when `has_news` may be true."""
 
     def way_ns(self) -> int | None:
-        """The round trip as the kernel has measured it; None if it cannot say."""
+        """The shortest round trip that the kernel has measured; None if it cannot say."""
 
     async def leave(self) -> None:
         """Say that no more comes, and read until the peer hangs up: a reset would destroy our last words."""
@@ -401,7 +402,10 @@ def polled(stream: trio.SocketStream, event: int) -> select.poll:
 
 
 def way_of(connection: trio.socket.SocketType) -> int | None:
-    """The smoothed round trip of a TCP connection, in ns (tcp(7), TCP_INFO); None if the kernel does not say."""
+    """The shortest round trip of a TCP connection lately, in ns (tcp(7), TCP_INFO); None if the kernel does not say.
+
+    Others are longer by what was waiting on the way.
+    """
     try:
         told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
     except OSError:
@@ -409,7 +413,7 @@ def way_of(connection: trio.socket.SocketType) -> int | None:
     if len(told) < TCP_INFO_BYTES:
         return None
     (microseconds,) = ROUND_TRIP.unpack_from(told, ROUND_TRIP_AT)
-    return int(microseconds) * 1000 or None
+    return None if microseconds in (0, NO_ROUND_TRIP) else int(microseconds) * 1000
 
 
 async def hang_up(connection: trio.socket.SocketType) -> None:
