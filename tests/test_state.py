@@ -400,17 +400,37 @@ async def test_a_write_of_the_blackout_takes_no_thread_while_the_disk_is_brisk(
     assert all(thread != here for thread in disk.threads[:-1])
 
 
+async def test_a_disk_that_has_failed_is_not_taken_for_brisk_however_soon_it_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, clock = threading.get_ident(), SimpleNamespace(now_ns=0)
+    monkeypatch.setattr(journals, "time", SimpleNamespace(monotonic_ns=lambda: clock.now_ns))
+    disk = SlowDisk(clock)
+    committer = journals.Committer(disk)  # type: ignore[arg-type]
+    await committer.commit("note attempt", unchanged)
+    disk.fails = True
+    with pytest.raises(JournalFailed):
+        await committer.commit("write R", unchanged)
+    disk.fails = False
+    await committer.commit("write R", unchanged)
+    await committer.commit("write R", unchanged)
+    assert [thread == here for thread in disk.threads] == [False, True, False, True]
+
+
 @attrs.define
 class SlowDisk:
     """A database whose commits take as long as it is told, on `clock`; notes in which threads they were made."""
 
     clock: SimpleNamespace
     takes_ns: int = 0
+    fails: bool = False
     threads: list[int] = attrs.field(factory=list)
 
     def commit(self, change: Callable[[Contents], Contents]) -> Contents:
         self.clock.now_ns += self.takes_ns
         self.threads.append(threading.get_ident())
+        if self.fails:
+            raise JournalFailed("the disk is full")
         return change(Contents(database_id=b"", node="n"))
 
 

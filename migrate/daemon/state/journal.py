@@ -76,11 +76,10 @@ class Committer:
         return self._took_ns < BRISK_NS
 
     def _commit(self, change: Callable[[Contents], Contents]) -> Contents:
-        began_ns = time.monotonic_ns()
-        try:
-            return self.database.commit(change)
-        finally:
-            self._took_ns = time.monotonic_ns() - began_ns
+        began_ns, self._took_ns = time.monotonic_ns(), BRISK_NS  # a disk that fails is not brisk, however soon it does
+        contents = self.database.commit(change)
+        self._took_ns = time.monotonic_ns() - began_ns
+        return contents
 
     def _visit(self, point: str) -> None:
         if self.on_point is not None:
