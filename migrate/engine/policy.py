@@ -222,7 +222,7 @@ class PrecopyPolicy:
         """What another round, while the guest runs, may be good for, though the guest could be paused now."""
         matters = outlook.ram_ms >= max(WORTH_SHARE * outlook.downtime_ms, WORTH_MS)
         if matters and outlook.next_ram_ms <= WORTH_SHRINKING * outlook.ram_ms:
-            return f"another round shortens the wait for RAM from {outlook.ram_ms:.1f} ms"
+            return f"it shortens the wait of {outlook.ram_ms:.1f} ms for RAM"
         if not self.keeps_limit(outlook) and len(rounds) <= self.stalled_after:
             return f"handing over alone takes {outlook.floor_ms:.1f} ms as things are"
         return None
