@@ -17,6 +17,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from benchmarks.measure import MIB
 from migrate.daemon.host.pair import CrowdOptions, CrowdResult, HostProcess, host_process, run_crowd
 from migrate.daemon.host.requests import Boot, Limit, List
 from migrate.daemon.host.run import room_for
@@ -29,7 +30,6 @@ FEW: Final = 10
 MODERATE: Final = 100
 GROWTH_MAX: Final = 1.5
 HELD: Final = 50
-MIB: Final = 1 << 20
 
 Document = dict[str, Any]
 

@@ -102,7 +102,7 @@ def results(ram_mib: int = RAM_MIB) -> Iterator[Result | Allowance]:
             amount=PAGE_SIZE / 1e9,
             unit="GB",
         )
-    for state in {state: None for _, state, _ in moves}:
+    for state in dict.fromkeys(state for _, state, _ in moves):
         of_ours = [done for (way, kind, _), runs in moved.items() for done in runs if (way, kind) == ("ours", state)]
         yield Allowance(
             path=f"the longest that RAM keeps anybody else in the event loop waiting, {state} target memory",

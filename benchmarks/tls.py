@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import trio
 
-from benchmarks.measure import Result
+from benchmarks.measure import MIB, Result
 from benchmarks.ram_ways import PATIENT, receive_round, send_round
 from migrate.daemon.access import Access
 from migrate.daemon.certificates import write_throw_away
@@ -29,7 +29,6 @@ from migrate.protocol.conversation import Phase
 from migrate.protocol.messages import Role
 from sim_vmm.memory import GuestMemory
 
-MIB: Final = 1 << 20
 RAM_BYTES: Final = 128 * MIB
 RUNS: Final = 5
 

@@ -54,8 +54,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["source", EXAMPLE, "--guest", "windows"], ["'windows'", "idle", "stamp"]),
     (["source", EXAMPLE, "--on-stall", "maybe"], ["maybe", "refuse", "force"]),
     # The command line itself
-    (["nonsense"], ["nonsense", "rehearse", "see migrate --help"]),
-    (["nonsense"], [" and others; see"]),
+    (["nonsense"], ["nonsense", "rehearse", " and others; see migrate --help"]),
     (["spec", "nonsense"], ["nonsense", "convert", "see migrate spec --help"]),
     (["check", EXAMPLE, "--frm", "r1"], ["--frm", "--from", "see migrate check --help"]),
     (["rehearse", EXAMPLE, "--fast"], ["--fast", "see migrate rehearse --help"]),

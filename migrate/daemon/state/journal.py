@@ -38,9 +38,10 @@ WRITES: Final = frozenset(
 )
 """Everything that is made durable, by the names of its points: at each of them a process may die."""
 
-IN_BLACKOUT: Final = frozenset(f"write {holding}" for holding in (Holding.READY, Holding.COMMITTED, Holding.OWNER))
-LIKE_THEM: Final = frozenset({"new generation"})
-"""What is written in the way of the others, so that they are expected to take as long."""
+AT_ONCE: Final = frozenset(
+    {*(f"write {holding}" for holding in (Holding.READY, Holding.COMMITTED, Holding.OWNER)), "new generation"}
+)
+"""The three of the blackout, and the one by whose time they are predicted: written where asked for, on a brisk disk."""
 BRISK_NS: Final = 4_000_000
 """What everybody else in the event loop may be kept from it by a write."""
 
@@ -61,7 +62,7 @@ class Committer:
         """See `Database.commit`; `change` is called on what the change before it left, maybe in a thread."""
         assert what in WRITES, f"{what!r} is a write at whose points nobody has been killed yet"
         self._visit(f"before {what}")
-        if what in IN_BLACKOUT | LIKE_THEM and self.disk_is_brisk and not self._turn.locked():
+        if what in AT_ONCE and self.disk_is_brisk and not self._turn.locked():
             contents = self._commit(change)
         else:
             with trio.CancelScope(shield=True):
