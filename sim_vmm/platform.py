@@ -47,15 +47,15 @@ class Wire(Protocol):
     def receive(self) -> Iterable[bytes]:
         """The frames that have come in since the last call, in order; never blocks."""
 
-    def settle(self) -> None:
-        """The machine is being paused: what was sent, and still waits here, leaves now, or is lost."""
-
 
 class Wires(Protocol):
     """Where the wires of a machine's NICs come from.  The machine closes it with itself."""
 
     def plug(self, key: str, mac: bytes) -> Wire:
         """The wire of the NIC of component `key`, whose address has 6 bytes."""
+
+    def flush(self) -> bool:
+        """What the NICs have sent, and waits for a busy network, leaves if it can; whether nothing waits any more."""
 
     def close(self) -> None:
         """All of them are off the network."""

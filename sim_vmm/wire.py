@@ -100,15 +100,15 @@ class Unplugged:
     def receive(self) -> Iterable[bytes]:
         return ()
 
-    def settle(self) -> None:
-        pass
-
 
 class NoWires:
     """No NIC of a machine has a cable; a Wires (sim_vmm/platform.py)."""
 
     def plug(self, key: str, mac: bytes) -> Wire:
         return Unplugged()
+
+    def flush(self) -> bool:
+        return True
 
     def close(self) -> None:
         pass
@@ -152,9 +152,6 @@ class Plug:
         self._waiting.clear()
         return frames
 
-    def settle(self) -> None:
-        pass
-
     def hear(self, frame: bytes) -> None:
         if len(self._waiting) < BACKLOG_FRAMES_MAX:
             self._waiting.append(frame)
@@ -178,6 +175,9 @@ class HubWires:
     def plug(self, key: str, mac: bytes) -> Plug:
         self._plugs.append(self._hub.plug())
         return self._plugs[-1]
+
+    def flush(self) -> bool:
+        return True
 
     def close(self) -> None:
         for plug in self._plugs:

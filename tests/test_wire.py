@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -14,7 +16,9 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
+from migrate.daemon.guests import SETTLE_S, STEP_EVERY_S, GuestRunner
 from migrate.daemon.wire import (
     PATH_BYTES_MAX,
     SocketWire,
@@ -26,6 +30,8 @@ from migrate.daemon.wire import (
     read_records,
     recorder,
 )
+from sim_vmm.guest import make_guest
+from sim_vmm.guest.ledger import LedgerState
 from sim_vmm.wire import (
     BACKLOG_FRAMES_MAX,
     BROADCAST,
@@ -137,7 +143,6 @@ def test_a_plug_that_nobody_looks_at_drops_frames() -> None:
 def test_without_a_cable_nothing_goes_or_comes() -> None:
     wire = Unplugged()
     wire.send(frame())
-    wire.settle()
     assert list(wire.receive()) == []
 
 
@@ -225,29 +230,76 @@ async def test_a_busy_hub_gets_everything_in_order(tmp_path: Path, nursery: trio
     nursery.cancel_scope.cancel()
 
 
-async def test_a_pause_lets_out_what_waits_for_a_busy_hub(tmp_path: Path) -> None:
-    with observer(tmp_path / "w")[0]._listening() as listener:
-        wire = SocketWire(tmp_path / "w", A)
-        for number in range(50):
-            wire.send(frame(number))
-        heard: list[bytes] = []
+@attrs.frozen
+class Talker:
+    """A machine that is running on a wire, and the hub of that, which takes nothing unless it is asked to."""
 
-        def listen() -> None:
-            listener.settimeout(5)
-            while len(heard) < 50:
-                heard.append(listener.recv(100))
+    runner: GuestRunner
+    wires: SocketWires
+    listener: socket.socket
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, listen)
-            await trio.to_thread.run_sync(wire.settle)
-        assert heard == [frame(number) for number in range(50)]
-        assert wire.dropped == 0
-        for number in range(50):
-            wire.send(frame(number))
-        wire.settle()  # nobody reads any more: the pause goes on all the same
-        assert 0 < wire.dropped < 50
-        wire.send(frame())
-        wire.close()
+    def take(self) -> int | None:
+        """The number of the next frame that waits at the hub."""
+        with suppress(BlockingIOError):
+            sent = SequencedFrame.parse(self.listener.recv(100))
+            assert sent is not None
+            return sent.sequence
+        return None
+
+    def take_all(self) -> list[int]:
+        """What there is, and what comes into its place when there is room."""
+        taken = []
+        while (sequence := self.take()) is not None:
+            taken.append(sequence)
+            self.wires.flush()
+        return taken
+
+    @property
+    def sent(self) -> int:
+        state = LedgerState.load(self.runner.machine.memory)
+        assert state is not None
+        return state.acknowledged
+
+
+@pytest.fixture
+async def talker(tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[Talker]:
+    """Its guest has sent more than a kernel queues."""
+    wires = SocketWires(tmp_path / "w")
+    with observer(tmp_path / "w")[0]._listening() as listener, make_machine(wires=wires) as machine:
+        talker = Talker(GuestRunner(machine, make_guest("ledger"), nursery), wires, listener)
+        await talker.runner.start_over()
+        while wires.flush():  # noqa: ASYNC110  # until the guest has made steps enough
+            await trio.sleep(STEP_EVERY_S)
+        yield talker
+        await talker.runner.stop()
+
+
+async def test_a_pause_waits_until_a_busy_hub_has_what_the_guest_has_sent(talker: Talker) -> None:
+    taken: list[int] = []
+    async with trio.open_nursery() as pausing:
+        pausing.start_soon(talker.runner.pause)
+        await trio.sleep(0.9 * SETTLE_S)
+        assert not talker.wires.flush()
+        assert pausing.child_tasks  # still
+        taken += talker.take_all()
+    assert talker.wires.dropped == 0
+    assert taken == list(range(1, len(taken) + 1))
+    assert len(taken) - talker.sent in (0, 1)  # that of the record in progress may have left as well
+
+
+async def test_a_pause_does_not_wait_for_ever_and_what_waits_then_leaves_when_the_guest_goes_on(talker: Talker) -> None:
+    began = trio.current_time()
+    await talker.runner.pause()
+    assert trio.current_time() - began == pytest.approx(SETTLE_S, abs=2 * STEP_EVERY_S)
+    assert not talker.wires.flush()
+    before = talker.sent
+    await talker.runner.resume()
+    taken: list[int] = []
+    while len(taken) < before + 3:
+        taken += talker.take_all()
+        await trio.sleep(STEP_EVERY_S)
+    assert talker.wires.dropped == 0
+    assert taken == list(range(1, len(taken) + 1))
 
 
 async def test_what_waits_is_bounded(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -34,6 +34,11 @@ from sim_vmm.spec import Spec
 STEP_EVERY_S = 0.005
 """A guest step is a few pages and now and then a line: 200 steps a second are a lightly loaded machine."""
 
+SETTLE_S: Final = 2.0
+"""How long a pause waits for a busy network to take what the guest has sent."""
+
+SETTLE_EVERY_S: Final = 0.001
+
 MEMORY_MB_MAX: Final = 1 << 22
 """4 TiB: more guest RAM than this emulation can keep track of in reason."""
 
@@ -93,6 +98,9 @@ class GuestRunner:
     async def pause(self) -> None:
         """Return when no step is being executed, and the machine is paused.
 
+        What the guest has sent has left by then: it would come after what the guest sends from elsewhere, or not at
+        all.  What a network does not take in `SETTLE_S` leaves when the guest goes on here.
+
         Raises:
             StorageTaken: its disks are another's by now.
         """
@@ -106,6 +114,9 @@ class GuestRunner:
                 self._fail(error)
         if self.refusal is not None:
             raise StorageTaken(self.refusal.found if isinstance(self.refusal, FencedOff) else None)
+        with trio.move_on_after(SETTLE_S):
+            while not self.machine.wires.flush():  # noqa: ASYNC110  # no kernel tells
+                await trio.sleep(SETTLE_EVERY_S)
 
     async def resume(self) -> None:
         """Let the guest go on, if it does not run already: where it was paused, or where an image left it."""

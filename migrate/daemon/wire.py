@@ -34,8 +34,6 @@ PATH_BYTES_MAX: Final = 107
 END_NAME_BYTES: Final = len(ENDS_SUFFIX) + len("/aabbccddeeff-4194304-99999")
 #: Frames that an end takes in at one look.
 FRAMES_AT_ONCE: Final = 256
-#: How long a pause may wait for a busy hub, in seconds.
-SETTLE_S: Final = 0.05
 PRIVATE: Final = 0o077
 
 _numbers = count(1)
@@ -93,28 +91,17 @@ class SocketWire:
                 break
         return frames
 
-    def flush(self) -> None:
-        """Send what waits, until the hub is busy again."""
+    def flush(self) -> bool:
+        """Send what waits, until the hub is busy again; whether nothing waits any more."""
         while self._backlog:
             try:
                 self._socket.sendto(self._backlog[0], self._hub)
-            except (BlockingIOError, TimeoutError):
-                return
+            except BlockingIOError:
+                return False
             except OSError:  # nobody listens, or the frame is larger than the kernel carries
                 self.dropped += 1
             self._backlog.popleft()
-
-    def settle(self) -> None:
-        """Send what waits, for as long as `SETTLE_S` to a hub that is busy: what the guest believes sent is sent."""
-        until = time.monotonic() + SETTLE_S
-        while self._backlog and (left := until - time.monotonic()) > 0:
-            self._socket.settimeout(left)
-            try:
-                self.flush()
-            finally:
-                self._socket.setblocking(False)
-        self.dropped += len(self._backlog)
-        self._backlog.clear()
+        return True
 
     def close(self) -> None:
         """Off the wire.  What still waits is lost."""
@@ -150,6 +137,10 @@ class SocketWires:
     @property
     def dropped(self) -> int:
         return sum(end.dropped for end in self._ends)
+
+    def flush(self) -> bool:
+        busy = [end for end in self._ends if not end.flush()]
+        return not busy
 
     def close(self) -> None:
         for end in self._ends:

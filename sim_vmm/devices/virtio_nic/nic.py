@@ -156,9 +156,6 @@ class VirtioNic(VirtioDevice):
             self._transmit(2 * pair + 1)
         self._obey()
 
-    def quiesce(self) -> None:
-        self._wire.settle()
-
     def features_agreed(self) -> None:
         several = FEATURE_MQ | FEATURE_CTRL_VQ
         pairs = self._pairs_max if self.virtio.negotiated_features & several == several else 1
