@@ -161,7 +161,8 @@ class Trial:
         there = Trial(machine, host_clock, self.storage, release=target, guest=self.guest)
         try:
             machine.receive()
-            machine.memory.view[:] = here.memory.view
+            for data in here.memory.data_ranges():
+                machine.memory.view[data.start : data.stop] = here.memory.view[data.start : data.stop]
             machine.clock.import_(here.clock.export())
             machine.import_devices(states)
             machine.console.import_(here.console.export())
