@@ -89,6 +89,7 @@ class GuestMemory:
             OSError: the file cannot be mapped.
         """
         self.layout: Final = ram_layout(memory_bytes)
+        self._low_bytes: Final = self.layout[0].length
         self.page_count: Final = memory_bytes // PAGE_SIZE
         self.dirty: Final = DirtyPages(self.page_count) if dirty is None else dirty
         self._file = file
@@ -340,9 +341,11 @@ class GuestMemory:
 
     def _offset_of(self, gpa: int, length: int) -> int:
         """Where `length` bytes from `gpa` lie in the file."""
+        if 0 <= gpa <= gpa + length <= self._low_bytes:
+            return gpa
         offset = 0
         for region in self.layout:
-            if region.gpa <= gpa and gpa + length <= region.end and length >= 0:
+            if region.gpa <= gpa <= gpa + length <= region.end:
                 return offset + gpa - region.gpa
             offset += region.length
         raise self._no_ram(gpa, length)

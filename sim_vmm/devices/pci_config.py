@@ -11,7 +11,7 @@ from sim_vmm.devices.pci import BAR_COUNT, MSIX_PENDING, MSIX_TABLE, PciFunction
 from sim_vmm.integers import U32_MAX
 from sim_vmm.payloads import BarKind
 
-CONFIG_BYTES: Final = 256
+REGISTER_BYTES: Final = 4
 
 VENDOR_ID: Final = 0x00
 DEVICE_ID: Final = 0x02
@@ -23,7 +23,6 @@ SUBSYSTEM_VENDOR_ID: Final = 0x2C
 SUBSYSTEM_ID: Final = 0x2E
 CAPABILITIES: Final = 0x34
 INTERRUPT_LINE: Final = 0x3C
-INTERRUPT_PIN: Final = 0x3D
 FIRST_CAPABILITY: Final = 0x40
 
 STATUS_INTERRUPT: Final = 1 << 3
@@ -44,7 +43,11 @@ NOBODY: Final = 0xFFFF_FFFF
 
 def config_read(function: PciFunction, offset: int, size: int) -> int:
     """The guest reads `size` bytes at `offset`; beyond the first 256 bytes there is nothing."""
-    return int.from_bytes(_space(function)[offset : offset + size], "little")
+    first, end = offset // REGISTER_BYTES, -(-(offset + size) // REGISTER_BYTES)
+    value = 0
+    for number in range(first, end):
+        value |= _register(function, number * REGISTER_BYTES) << 8 * REGISTER_BYTES * (number - first)
+    return value >> 8 * (offset % REGISTER_BYTES) & (1 << 8 * size) - 1
 
 
 def config_write(function: PciFunction, offset: int, size: int, value: int) -> None:
@@ -70,25 +73,28 @@ def _write_bar(function: PciFunction, index: int, value: int) -> None:
         function.set_bar(index, value)
 
 
-def _space(function: PciFunction) -> bytes:
+def _register(function: PciFunction, offset: int) -> int:
+    """The four bytes at `offset`, a multiple of four."""
     identity = function.identity
-    space = bytearray(CONFIG_BYTES)
-    capabilities = _capabilities(function)
-    status = STATUS_INTERRUPT * function.interrupt_asked | STATUS_CAPABILITIES * bool(capabilities)
-    struct.pack_into("<HHHH", space, VENDOR_ID, identity.vendor, identity.device, function.command, status)
-    struct.pack_into("<I", space, REVISION, identity.class_code << 8 | identity.revision)
-    struct.pack_into(f"<{BAR_COUNT}I", space, BAR_0, *_bars(function))
-    struct.pack_into("<HH", space, SUBSYSTEM_VENDOR_ID, identity.subsystem_vendor, identity.subsystem)
-    struct.pack_into("<BB", space, INTERRUPT_LINE, function.intr_line, PIN_A)
-    offset = FIRST_CAPABILITY
-    link = CAPABILITIES
-    for number, body in capabilities:
-        space[link] = offset
-        space[offset] = number
-        space[offset + 2 : offset + 2 + len(body)] = body
-        link = offset + 1
-        offset += -(-(2 + len(body)) // 4) * 4
-    return bytes(space)
+    if offset >= FIRST_CAPABILITY:
+        begin = offset - FIRST_CAPABILITY
+        return int.from_bytes(_capability_list(function)[begin : begin + REGISTER_BYTES], "little")
+    if BAR_0 <= offset < BAR_0 + REGISTER_BYTES * BAR_COUNT:
+        return _bars(function)[(offset - BAR_0) // REGISTER_BYTES]
+    if offset == VENDOR_ID:
+        return identity.vendor | identity.device << 16
+    if offset == COMMAND:
+        status = STATUS_INTERRUPT * function.interrupt_asked | STATUS_CAPABILITIES * _has_capabilities(function)
+        return function.command | status << 16
+    if offset == REVISION:
+        return identity.revision | identity.class_code << 8
+    if offset == SUBSYSTEM_VENDOR_ID:
+        return identity.subsystem_vendor | identity.subsystem << 16
+    if offset == CAPABILITIES:
+        return FIRST_CAPABILITY * _has_capabilities(function)
+    if offset == INTERRUPT_LINE:
+        return function.intr_line | PIN_A << 8
+    return 0
 
 
 def _bars(function: PciFunction) -> list[int]:
@@ -107,17 +113,26 @@ def _bars(function: PciFunction) -> list[int]:
     return words
 
 
-def _capabilities(function: PciFunction) -> list[tuple[int, bytes]]:
-    """Number and body (all but number and link) of each capability: MSI-X first, so that its place is fixed."""
+def _has_capabilities(function: PciFunction) -> bool:
+    return _msix_offset(function) is not None or bool(function.capabilities)
+
+
+def _capability_list(function: PciFunction) -> bytes:
+    """Number, link and body of each capability: MSI-X first, so that its place is fixed."""
     found = []
-    if function.vectors and function.msix_bar is not None:
-        bar = function.msix_bar
+    if _msix_offset(function) is not None:
+        bar = function.msix_bar or 0
         found.append(
             (CAPABILITY_MSIX, struct.pack("<HII", function.msix_control, MSIX_TABLE | bar, MSIX_PENDING | bar))
         )
     for body in function.capabilities:  # a vendor-specific capability says its own length first
         found.append((CAPABILITY_VENDOR, bytes([len(body) + 3]) + body))
-    return found
+    space = bytearray()
+    for place, (number, body) in enumerate(found):
+        length = -(-(2 + len(body)) // REGISTER_BYTES) * REGISTER_BYTES
+        link = FIRST_CAPABILITY + len(space) + length if place + 1 < len(found) else 0
+        space += (bytes([number, link]) + body).ljust(length, b"\0")
+    return bytes(space)
 
 
 def _msix_offset(function: PciFunction) -> int | None:

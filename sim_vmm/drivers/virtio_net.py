@@ -103,7 +103,7 @@ class VirtioNetDriver:
 
     @property
     def mac(self) -> bytes:
-        return bytes(self.pci.read_config(at, 1) for at in range(ADDRESS_BYTES))
+        return self.pci.read_config_bytes(0, ADDRESS_BYTES)
 
     @property
     def link_is_up(self) -> bool:

@@ -68,7 +68,8 @@ class _State:
     buffers: int = 0
 
 
-_STATE: Final = struct.Struct(f"<{len(attrs.fields(_State))}Q")
+_STATE_FIELDS: Final = tuple(field.name for field in attrs.fields(_State))
+_STATE: Final = struct.Struct(f"<{len(_STATE_FIELDS)}Q")
 
 
 class VirtioPciDriver:
@@ -217,14 +218,25 @@ class VirtioPciDriver:
         state = self._load()
         if not state.is_modern:
             return self._bus.port_read(state.config + offset, size)
-        while True:  # until no change came between two halves of a field (§4.1.3.1)
-            before = self._bus.read(state.common + modern.CONFIG_GENERATION, 1)
-            value = sum(
-                self._bus.read(state.config + offset + at, min(size, 4)) << 8 * at
-                for at in range(0, size, min(size, 4))
-            )
-            if before == self._bus.read(state.common + modern.CONFIG_GENERATION, 1):
-                return value
+        width = min(size, 4)
+        parts = self._read_parts(state, offset, width, size // width)
+        return sum(part << 8 * width * number for number, part in enumerate(parts))
+
+    def read_config_bytes(self, offset: int, count: int) -> bytes:
+        """A field of `count` single bytes, as an address is: each is read alone (§4.1.3.1)."""
+        state = self._load()
+        if not state.is_modern:
+            return bytes(self._bus.port_read(state.config + offset + at, 1) for at in range(count))
+        return bytes(self._read_parts(state, offset, 1, count))
+
+    def _read_parts(self, state: _State, offset: int, width: int, count: int) -> list[int]:
+        """`count` numbers of `width` bytes, again until no change came between two of them (§4.1.3.1)."""
+        bus, generation = self._bus, state.common + modern.CONFIG_GENERATION
+        while True:
+            before = bus.read(generation, 1)
+            parts = [bus.read(state.config + offset + width * number, width) for number in range(count)]
+            if before == bus.read(generation, 1):
+                return parts
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         state = self._load()
@@ -332,8 +344,8 @@ class VirtioPciDriver:
         return self.base + _QUEUES + number * _QUEUE_RECORD_BYTES
 
     def _load(self) -> _State:
-        fields = [field.name for field in attrs.fields(_State)]
-        return _State(**dict(zip(fields, _STATE.unpack(self.memory.read(self.base, _STATE.size)), strict=True)))
+        fields = _STATE.unpack(self.memory.read(self.base, _STATE.size))
+        return _State(**dict(zip(_STATE_FIELDS, fields, strict=True)))
 
     def _store(self, state: _State) -> None:
         self.memory.write(self.base, _STATE.pack(*attrs.astuple(state)))
