@@ -111,13 +111,21 @@ async def _forked(patience_s: float, arguments: Sequence[str | Path]) -> Said:
 
 
 @asynccontextmanager
-async def forked(arguments: Sequence[str | Path]) -> AsyncIterator[Child]:
+async def fork_launcher() -> AsyncIterator[ForkLauncher]:
+    """Somebody who starts processes by forking them, which spares each of them its imports."""
     with another_zygote() as asked:
         async with trio.open_nursery() as nursery:
-            launcher = ForkLauncher(nursery, asked)
-            async with child_of(launcher, list(map(str, arguments)), silent=True) as child:
-                yield child
+            yield ForkLauncher(nursery, asked)
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def forked(arguments: Sequence[str | Path]) -> AsyncIterator[Child]:
+    async with (
+        fork_launcher() as launcher,
+        child_of(launcher, list(map(str, arguments)), silent=True) as child,
+    ):
+        yield child
 
 
 @asynccontextmanager

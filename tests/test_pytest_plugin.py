@@ -125,21 +125,23 @@ def test_it(simulated_daemons, migration_plan):
     assert ids == ["plans/a", "plans/deep/b", "cut – before Commit 1, source".replace("–", r"\u2013"), "plan2"]
 
 
-@pytest.mark.parametrize(
-    ("mark", "words"),
-    [
-        ("", "test_it asks for migration_plan, and no migration_plans mark says which"),
-        ('@pytest.mark.migration_plans("plans/*.toml")', "no file matches 'plans/*.toml' in "),
-        ('@pytest.mark.migration_plans("bad.toml")', "bad.toml: this is no TOML: "),
-        ("@pytest.mark.migration_plans(5)", "5 is no plan, fault or name of files"),
-    ],
-)
-def test_plans_that_cannot_be_had_are_said_at_collection(project: Project, mark: str, words: str) -> None:
+CANNOT_BE_HAD: Final = {
+    "": "test_it asks for migration_plan, and no migration_plans mark says which",
+    '@pytest.mark.migration_plans("plans/*.toml")': "no file matches 'plans/*.toml' in ",
+    '@pytest.mark.migration_plans("bad.toml")': "bad.toml: this is no TOML: ",
+    "@pytest.mark.migration_plans(5)": "5 is no plan, fault or name of files",
+}
+
+
+def test_plans_that_cannot_be_had_are_said_at_collection(project: Project) -> None:
     (project.directory / "bad.toml").write_text("[[fault]")
-    project.write(test_bad=f"import pytest\n\n{mark}\ndef test_it(migration_plan): pass\n")
+    for number, mark in enumerate(CANNOT_BE_HAD):
+        project.write(**{f"test_{number}": f"import pytest\n\n{mark}\ndef test_it(migration_plan): pass\n"})
     code, said = project.run()
     assert code != 0
-    assert words in said
+    for number, words in enumerate(CANNOT_BE_HAD.values()):
+        _, _, of_this = said.partition(f" ERROR collecting test_{number}.py ")
+        assert words in of_this.partition(" ERROR collecting ")[0], said
     assert "migrate/pytest_plugin.py" not in said
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from migrate.rehearsal.audit import Evidence, audit
 from migrate.rehearsal.leftovers import Leftovers, disk_file
 from sim_vmm.spec import PciPath, SpecKey
 from sim_vmm.spec.components import BlobStorageBackend, CrucibleStorageBackend, NvmeDisk, VirtioDisk
+from tests.commands import start, start_within
 from tests.ledgers import NIC, VIRTIO
 from tests.machines import COM1, make_spec
 
@@ -23,11 +22,10 @@ SPECS = Path(__file__).parent / "fixtures/specs/valid"
 
 
 def rehearse(spec: str, *arguments: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "migrate", "rehearse", os.fspath(SPECS / spec), "--memory-mb", "16", "--json"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=60)
-    assert result.stdout, result.stderr
-    document: dict[str, Any] = json.loads(result.stdout)
-    return result.returncode, document
+    said = start_within(60, "rehearse", SPECS / spec, "--memory-mb", "16", "--json", *arguments)
+    assert said.out, said.err
+    document: dict[str, Any] = said.document
+    return said.code, document
 
 
 def test_a_rehearsal_keeps_a_ledger_and_has_it_read(tmp_path: Path) -> None:
@@ -50,16 +48,10 @@ def test_a_refused_machine_keeps_its_ledger_where_it_is() -> None:
 
 
 def test_a_guest_that_does_not_fit_is_bad_input(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "migrate", "source", os.fspath(SPECS / "v6-minimal.json"), "--memory-mb", "1"]
-    result = subprocess.run(
-        [*command, "--guest", "dirty:1M,2M", "--listen", "127.0.0.1:0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert result.returncode == 2
-    assert "guest program 'dirty' does not fit this machine" in result.stderr
+    machine = (SPECS / "v6-minimal.json", "--memory-mb", "1")
+    said = start("source", *machine, "--guest", "dirty:1M,2M", "--listen", "127.0.0.1:0")
+    assert said.code == 2
+    assert "guest program 'dirty' does not fit this machine" in said.complaint
 
 
 def test_a_ledger_of_which_nothing_is_left_is_a_violation() -> None:
@@ -78,19 +70,17 @@ def test_a_check_gives_the_guest_the_ram_that_it_needs_if_the_machine_has_it(
     spec["board"]["memory_mb"] = int(memory_mb)
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "migrate", "check", os.fspath(file), "--guest", "dirty:1M,64M"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == code, result.stderr
-    assert "a working set of 67108864 bytes" in result.stderr or code == 0
+    said = start("check", file, "--guest", "dirty:1M,64M")
+    assert said.code == code, said.err
+    assert "a working set of 67108864 bytes" in said.err or code == 0
 
 
 def test_an_address_that_is_taken_is_bad_input() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-m", "migrate", "source", os.fspath(SPECS / "v6-minimal.json"), "--listen", address]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == 2
-    assert f"cannot listen on {address}" in result.stderr
+        said = start("source", SPECS / "v6-minimal.json", "--listen", address)
+    assert said.code == 2
+    assert f"cannot listen on {address}" in said.complaint
 
 
 # Which file a disk is

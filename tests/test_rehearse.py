@@ -19,8 +19,9 @@ from typing import Any, Final
 import pytest
 import trio
 
-from migrate.daemon.pair import DaemonProcess, daemon
-from tests.commands import EXAMPLE, MIGRATE, PATIENCE_S, end_of, processes_with, running, start
+from migrate.daemon.pair import DaemonProcess
+from migrate.daemon.pair import daemon as daemon_process
+from tests.commands import EXAMPLE, MIGRATE, PATIENCE_S, end_of, fork_launcher, processes_with, running, start
 from tests.corpus import FIXTURES
 
 INJECTOR: Final = FIXTURES / "specs/valid/v1-test-suite-hyperv-file.json"
@@ -258,6 +259,12 @@ def ignore(_: object) -> None:
     """Tests look at events when they want to."""
 
 
+@asynccontextmanager
+async def daemon(side: str, *arguments: str) -> AsyncIterator[DaemonProcess]:
+    async with fork_launcher() as launcher, daemon_process(side, arguments, ignore, launcher) as child:
+        yield child
+
+
 async def told(child: DaemonProcess, *names: str) -> dict[str, Any]:
     with trio.fail_after(PATIENCE_S):
         event = await child.until(*names)
@@ -277,7 +284,7 @@ def interrupt(child: DaemonProcess) -> None:
 
 @asynccontextmanager
 async def source_daemon(*options: str) -> AsyncIterator[tuple[DaemonProcess, str]]:
-    async with daemon("source", (EXAMPLE, "--listen", "127.0.0.1:0", *options), ignore) as source:
+    async with daemon("source", EXAMPLE, "--listen", "127.0.0.1:0", *options) as source:
         yield source, (await told(source, "listening"))["address"]
 
 
@@ -292,7 +299,7 @@ def assert_whole(ended: dict[str, Any]) -> None:
 
 
 async def assert_another_target_succeeds(source: DaemonProcess, address: str) -> None:
-    async with daemon("target", (address,), ignore) as target:
+    async with daemon("target", address) as target:
         await told(target, "running")
         assert await exit_code(source) == 0
         target.ask_to_end()
@@ -303,7 +310,7 @@ async def assert_another_target_succeeds(source: DaemonProcess, address: str) ->
 
 async def test_ctrl_c_on_the_source_ends_the_attempt_and_not_the_machine() -> None:
     async with source_daemon(*SLOW) as (source, address):
-        async with daemon("target", (address,), ignore) as target:
+        async with daemon("target", address) as target:
             await told(source, "ram")
             interrupt(source)
             assert await exit_code(target) == 1
@@ -317,7 +324,7 @@ async def test_ctrl_c_on_the_source_ends_the_attempt_and_not_the_machine() -> No
 
 async def test_ctrl_c_on_the_target_ends_it_and_leaves_the_machine_with_the_source() -> None:
     async with source_daemon(*SLOW) as (source, address):
-        async with daemon("target", (address, "--retries", "5"), ignore) as target:
+        async with daemon("target", address, "--retries", "5") as target:
             await told(source, "ram")
             interrupt(target)
             assert await exit_code(target) == 130
@@ -329,7 +336,7 @@ async def test_ctrl_c_on_the_target_ends_it_and_leaves_the_machine_with_the_sour
 
 
 async def test_a_second_ctrl_c_ends_the_source() -> None:
-    async with source_daemon(*VERY_SLOW) as (source, address), daemon("target", (address,), ignore):
+    async with source_daemon(*VERY_SLOW) as (source, address), daemon("target", address):
         await told(source, "ram")
         interrupt(source)
         await told(source, "attempt ended")
@@ -339,7 +346,7 @@ async def test_a_second_ctrl_c_ends_the_source() -> None:
 
 
 async def test_sigterm_ends_either_side_at_once_and_in_order() -> None:
-    async with source_daemon(*VERY_SLOW) as (source, address), daemon("target", (address,), ignore) as target:
+    async with source_daemon(*VERY_SLOW) as (source, address), daemon("target", address) as target:
         await told(source, "ram")
         target.ask_to_end()
         assert await exit_code(target) == 130, "it was to migrate a machine in, and has not"
@@ -352,10 +359,10 @@ async def test_sigterm_ends_either_side_at_once_and_in_order() -> None:
 async def test_a_machine_goes_from_host_to_host_to_host() -> None:
     async with source_daemon(*SMALL) as (first, first_address):
         options = ("--listen", "127.0.0.1:0", "--on-stall", "force")
-        async with daemon("target", (first_address, *options), ignore) as second:
+        async with daemon("target", first_address, *options) as second:
             second_address = (await told(second, "listening"))["address"]
             assert await exit_code(first) == 0
-            async with daemon("target", (second_address,), ignore) as third:
+            async with daemon("target", second_address) as third:
                 await told(third, "running")
                 assert await exit_code(second) == 0
                 third.ask_to_end()
@@ -372,7 +379,7 @@ async def test_a_machine_goes_from_host_to_host_to_host() -> None:
 async def test_when_the_target_is_killed_the_source_says_so_and_runs_on() -> None:
     async with running("source", EXAMPLE, "--listen", "127.0.0.1:0", *SLOW) as source:
         address = (await source.says("ready to be migrated away")).split()[-1]
-        async with daemon("target", (address,), ignore) as target:
+        async with daemon("target", address) as target:
             await source.says("source: phase ram")
             target.process.kill()
         assert "connection" in await source.says("failed in phase 'ram': ")

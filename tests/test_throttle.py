@@ -36,7 +36,7 @@ def asleep(rest: Rest, elapsed: list[int]) -> float:
 
 @given(share=st.sampled_from(SHARES), elapsed=st.lists(st.integers(4_000_000, 9_000_000), min_size=1, max_size=20))
 def test_a_guest_sleeps_for_its_share_of_the_time_however_long_its_steps_are(share: float, elapsed: list[int]) -> None:
-    assert asleep(Rest(share=share), elapsed * (4000 // len(elapsed))) == pytest.approx(share, abs=0.02)
+    assert asleep(Rest(share=share), elapsed * (1500 // len(elapsed))) == pytest.approx(share, abs=0.02)
 
 
 def test_a_small_share_is_a_step_left_out_now_and_then() -> None:
@@ -95,11 +95,11 @@ async def in_a_second(guest: Guest, seconds: float = 10.0) -> float:
 
 @pytest.mark.parametrize("share", SHARES)
 async def test_a_throttled_guest_does_so_much_less(guest: Guest, autojump_clock: MockClock, share: float) -> None:
-    assert await in_a_second(guest) == pytest.approx(RATE, rel=0.01)
+    assert await in_a_second(guest, 2.0) == pytest.approx(RATE, rel=0.01)
     guest.runner.throttle(share)
     assert await in_a_second(guest) == pytest.approx(RATE * (1 - share), rel=0.05, abs=5)
     guest.runner.throttle(0.0)
-    assert await in_a_second(guest) == pytest.approx(RATE, rel=0.01)
+    assert await in_a_second(guest, 2.0) == pytest.approx(RATE, rel=0.01)
 
 
 async def test_its_clock_goes_on_and_its_steps_tell_how_slow_it_was(guest: Guest, autojump_clock: MockClock) -> None:

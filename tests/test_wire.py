@@ -42,6 +42,7 @@ from sim_vmm.wire import (
     Unplugged,
     is_group_address,
 )
+from tests.commands import start, start_within
 from tests.machines import make_machine
 
 A = b"\xa8\x40\x25\0\0\1"
@@ -448,25 +449,22 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         ([tmp_path / "file"], "something that is no wire"),
         ([tmp_path / "w", "--record", tmp_path], "cannot be written"),
     ):
-        command = [sys.executable, "-m", "migrate", "wire", *map(os.fspath, arguments)]  # type: ignore[arg-type]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 2
-        assert complaint in result.stderr
+        said = start("wire", *arguments)
+        assert said.code == 2
+        assert complaint in said.complaint
 
 
 def test_a_rehearsal_is_heard_on_the_wire_from_both_sides_and_nothing_twice(tmp_path: Path) -> None:
     spec = Path(__file__).parent / "fixtures/specs/valid/v2-smbios-bare.json"
     path, record = tmp_path / "w", tmp_path / "record"
-    run = [sys.executable, "-m", "migrate"]
-    hub_command = [*run, "wire", os.fspath(path), "--record", os.fspath(record)]
+    hub_command = [sys.executable, "-m", "migrate", "wire", os.fspath(path), "--record", os.fspath(record)]
     with subprocess.Popen(hub_command, stderr=subprocess.PIPE, text=True) as hub:
         assert hub.stderr is not None
         assert "is there" in hub.stderr.readline()
-        rehearsal = [*run, "rehearse", os.fspath(spec), "--memory-mb", "16", "--wire", os.fspath(path), "--json"]
-        result = subprocess.run(rehearsal, capture_output=True, text=True, check=False, timeout=60)
+        said = start_within(60, "rehearse", spec, "--memory-mb", "16", "--wire", path, "--json")
         hub.send_signal(signal.SIGINT)
         assert hub.wait() == 0
-    assert json.loads(result.stdout)["outcome"] == "migrated", result.stderr
+    assert said.document["outcome"] == "migrated", said.err
     with record.open() as lines:
         by_source: dict[str, list[int | None]] = {}
         for line in read_records(lines):
