@@ -27,7 +27,7 @@ explore: $(STAMP)  ## every single fault, all pairs and 20,000 random plans, and
 fuzz: $(VENV)/.fuzz-installed  ## look for hostile input: FUZZ_SECONDS=60, FUZZ_TARGET=all (docs/fuzzing.md)
 	$(BIN)/python -m tests.fuzzing $(FUZZ_TARGET) $(FUZZ_SECONDS)
 
-soak: $(STAMP)  ## kill at every point and in pairs, cut and flip at many bytes, larger models: half an hour
+soak: $(STAMP)  ## kill at every point and in pairs, every plan on real daemons, cut and flip at many bytes, larger models: half an hour
 	HANDOFF_MODEL=soak MIGRATE_SOAK=1 $(BIN)/python -m pytest -n 4 tests/test_kills.py tests/test_handoff_model.py tests/test_real_faults.py
 
 check: $(STAMP)  ## style, types, layers, published shapes

@@ -189,7 +189,7 @@ def alone(passed: Passed) -> list[Scenario]:
     with_fence = [Scenario((kill,)) for kill in kills_in(passed.undisturbed)]
     without = [attrs.evolve(scenario, fenced=False) for scenario in with_fence if not needs_fence(scenario)]
     takes = [scenario for scenario in with_fence if needs_fence(scenario)]
-    return without + takes + sampled([scenario for scenario in with_fence if scenario not in takes], 8)
+    return without + takes + sampled([scenario for scenario in with_fence if scenario not in takes], 4)
 
 
 def both(passed: Passed) -> list[Scenario]:
@@ -197,7 +197,7 @@ def both(passed: Passed) -> list[Scenario]:
     scenarios = [
         Scenario(pair, first=first, fenced=fenced) for pair in pairs for first in SIDES for fenced in (True, False)
     ]
-    return sampled([scenario for scenario in scenarios if scenario.fenced or not needs_fence(scenario)], 8)
+    return sampled([scenario for scenario in scenarios if scenario.fenced or not needs_fence(scenario)], 5)
 
 
 def settling(passed: Passed) -> list[Scenario]:
@@ -206,7 +206,7 @@ def settling(passed: Passed) -> list[Scenario]:
         for name, points in passed.settling.items()
         for kill in kills_in(points)
     ]
-    return sampled(scenarios, 10)
+    return sampled(scenarios, 6)
 
 
 def reclaiming() -> list[Scenario]:

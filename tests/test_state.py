@@ -633,7 +633,7 @@ def test_torn_at_any_byte_it_is_noticed_or_does_not_matter(
     path = killed(tmp_path)
     if name != "journal.sqlite-wal":  # all of it in the database
         StateDirectory.open(path).close()
-    for seed in range(60):
+    for seed in range(30):
         torn = tmp_path / "torn"
         shutil.copytree(path, torn)
         (torn / name).write_bytes(how((path / name).read_bytes(), random.Random(seed)))
