@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-from migrate.daemon.pair import DaemonProcess
+from migrate.daemon.pair import DaemonDied, DaemonProcess
 from migrate.daemon.pair import daemon as daemon_process
 from tests.commands import EXAMPLE, MIGRATE, PATIENCE_S, end_of, fork_launcher, processes_with, running, start
 from tests.corpus import FIXTURES
@@ -371,6 +371,20 @@ async def test_a_machine_goes_from_host_to_host_to_host() -> None:
             assert [event["outcome"] for event in second.all("attempt ended")] == ["migrated"] * 2
             for child in (first, second):
                 assert (await told(child, "ended"))["runs_here"] is False
+
+
+@pytest.mark.parametrize(
+    ("complaints", "words"),
+    [
+        ([], "it said nothing"),
+        (["migrate: a/spec.json: no such file"], "migrate: a/spec.json: no such file"),
+        (["  | Traceback (most recent call last):", "  | ValueError: 7", "    +----------------"], "ValueError: 7"),
+    ],
+)
+def test_the_last_words_of_a_daemon_are_words(complaints: list[str], words: str) -> None:
+    died = DaemonDied("source", 70, complaints)
+    assert died.last_words == words
+    assert str(died) == f"the source daemon ended too early (exit code 70): {words}"
 
 
 # Somebody kills it

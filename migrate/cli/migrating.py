@@ -10,12 +10,12 @@ from cyclopts import Parameter
 
 from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, MigrationId, address_of
 from migrate.cli.options import (
+    DEFAULT_PRECOPY,
     Artefacts,
     Attached,
     Audited,
     Bandwidth,
     DieAt,
-    DowntimeLimit,
     Events,
     FailpointsAt,
     From,
@@ -24,15 +24,13 @@ from migrate.cli.options import (
     MemoryMax,
     MemoryMb,
     Pace,
-    PrecopyTimeMax,
+    PrecopyOptions,
     RamDir,
     ReclaimAfter,
     Releases,
     Replace,
     Retries,
-    RoundsMax,
     Seed,
-    Stall,
     StateDir,
     StorageDirectory,
     StreamCount,
@@ -44,7 +42,6 @@ from migrate.cli.options import (
     checked_pace,
     event_log,
     guest_named,
-    policy_of,
     read_replacements_file,
     streams_of,
     usable_ram_dir,
@@ -65,7 +62,6 @@ from migrate.daemon.run import (
     run_target_daemon,
 )
 from migrate.daemon.source import RECLAIM_AFTER_S
-from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall
 from migrate.engine.source import SourceSettings
 from migrate.engine.target import TargetSettings
 from migrate.protocol.messages import NAME_MAX
@@ -81,11 +77,8 @@ def source(
     from_: From = NEWEST,
     guest: Guest = "stamp",
     memory_mb: MemoryMb = None,
-    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
+    precopy: PrecopyOptions = DEFAULT_PRECOPY,
     bandwidth: Bandwidth = None,
-    on_stall: Stall = OnStall.REFUSE,
-    rounds_max: RoundsMax = None,
-    precopy_time_max_s: PrecopyTimeMax = None,
     seed: Seed = 0,
     releases: Releases = None,
     api_version: ApiVersion = None,
@@ -128,7 +121,7 @@ def source(
         node=new_node_name(),
         machine_name="",
         release=release_named(from_, all_releases(releases)),
-        policy=policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s),
+        policy=precopy.policy(),
         bandwidth=parse_rate(bandwidth),
     )
     program = guest_named(guest)
@@ -182,11 +175,8 @@ def target(
     streams: StreamCount = 1,
     memory_max_mb: MemoryMax = MEMORY_MB_MAX,
     listen: str | None = None,
-    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
+    precopy: PrecopyOptions = DEFAULT_PRECOPY,
     bandwidth: Bandwidth = None,
-    on_stall: Stall = OnStall.REFUSE,
-    rounds_max: RoundsMax = None,
-    precopy_time_max_s: PrecopyTimeMax = None,
     releases: Releases = None,
     events: Events = None,
     who: AccessOptions = ANYBODY_ON_LOOPBACK,
@@ -229,7 +219,7 @@ def target(
         node=node,
         machine_name="",
         release=release,
-        policy=policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s),
+        policy=precopy.policy(),
         bandwidth=parse_rate(bandwidth),
     )
     options = TargetOptions(

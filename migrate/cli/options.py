@@ -5,14 +5,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO, TypeVar
+from typing import Annotated, Final, TextIO, TypeVar
 
+import attrs
 from cyclopts import Parameter
 
 from migrate.cli.progress import Watch, event_lines
 from migrate.daemon.address import BadInput
 from migrate.daemon.events import EventLog, json_lines
-from migrate.engine.policy import OnStall, PrecopyPolicy
+from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall, PrecopyPolicy
 from migrate.protocol.messages import STREAMS_MAX
 from migrate.specs.reading import ParseError
 from migrate.specs.replacements import Replacements, read_replacements
@@ -100,21 +101,44 @@ def guest_named(text: str) -> GuestProgram:
         raise BadInput(str(error)) from error
 
 
-def policy_of(
-    downtime_limit_ms: float, on_stall: OnStall, rounds_max: int | None, precopy_time_max_s: float | None
-) -> PrecopyPolicy:
-    above_0 = {"--downtime-limit-ms": downtime_limit_ms, "--precopy-time-max-s": precopy_time_max_s}
-    for option, number in above_0.items():
-        if number is not None and not number > 0:  # NaN is no number
-            raise BadInput(f"{option} {number:g}: expected more than 0")
-    if rounds_max is not None and rounds_max < 1:
-        raise BadInput(f"--rounds-max {rounds_max}: expected 1 or more")
-    return PrecopyPolicy(
-        downtime_limit_ms=downtime_limit_ms,
-        on_stall=on_stall,
-        rounds_max=rounds_max,
-        time_max_s=math.inf if precopy_time_max_s is None else precopy_time_max_s,
-    )
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class PrecopyOptions:
+    """The limits of pre-copy, of whoever may be a source."""
+
+    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS
+    on_stall: Stall = OnStall.REFUSE
+    rounds_max: RoundsMax = None
+    precopy_time_max_s: PrecopyTimeMax = None
+
+    def policy(self) -> PrecopyPolicy:
+        """Raises BadInput: a limit that nothing can keep."""
+        above_0 = {"--downtime-limit-ms": self.downtime_limit_ms, "--precopy-time-max-s": self.precopy_time_max_s}
+        for option, number in above_0.items():
+            if number is not None and not number > 0:  # NaN is no number
+                raise BadInput(f"{option} {number:g}: expected more than 0")
+        if self.rounds_max is not None and self.rounds_max < 1:
+            raise BadInput(f"--rounds-max {self.rounds_max}: expected 1 or more")
+        return PrecopyPolicy(
+            downtime_limit_ms=self.downtime_limit_ms,
+            on_stall=self.on_stall,
+            rounds_max=self.rounds_max,
+            time_max_s=math.inf if self.precopy_time_max_s is None else self.precopy_time_max_s,
+        )
+
+    def arguments(self) -> list[str]:
+        """The same for a daemon that is started."""
+        return arguments_of(
+            {
+                "--downtime-limit-ms": self.downtime_limit_ms,
+                "--on-stall": self.on_stall.value,
+                "--rounds-max": self.rounds_max,
+                "--precopy-time-max-s": self.precopy_time_max_s,
+            }
+        )
+
+
+DEFAULT_PRECOPY: Final = PrecopyOptions()
 
 
 N = TypeVar("N", int, float)

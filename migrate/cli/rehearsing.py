@@ -13,19 +13,17 @@ from cyclopts import Parameter
 
 from migrate.cli.access import throw_away
 from migrate.cli.options import (
+    DEFAULT_PRECOPY,
     Bandwidth,
-    DowntimeLimit,
     From,
     Guest,
     MemoryMb,
-    PrecopyTimeMax,
+    PrecopyOptions,
     RamDir,
     Releases,
     Replace,
     Retries,
-    RoundsMax,
     Seed,
-    Stall,
     StateDir,
     StorageDirectory,
     StreamCount,
@@ -34,7 +32,6 @@ from migrate.cli.options import (
     arguments_of,
     at_least_0,
     guest_named,
-    policy_of,
     read_replacements_file,
     streams_of,
     usable_ram_dir,
@@ -57,7 +54,6 @@ from migrate.daemon.state import JournalDamaged, StateDirectory, StateError
 from migrate.daemon.supervisor import NotStarted
 from migrate.daemon.wire import WireError
 from migrate.engine.handoff import Holding
-from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall
 from migrate.faults.plan import Plan, PlanError
 from migrate.faults.toml import read_plan_file
 from migrate.rehearsal.injection import require_possible
@@ -78,11 +74,8 @@ def rehearse(
     to: To = NEWEST,
     guest: Guest = "ledger",
     memory_mb: MemoryMb = None,
-    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
+    precopy: PrecopyOptions = DEFAULT_PRECOPY,
     bandwidth: Bandwidth = None,
-    on_stall: Stall = OnStall.REFUSE,
-    rounds_max: RoundsMax = None,
-    precopy_time_max_s: PrecopyTimeMax = None,
     replace: Replace = None,
     faults: Annotated[
         Path | None, Parameter(help="TOML file of what is to go wrong meanwhile, as for migrate replay --real.")
@@ -114,19 +107,12 @@ def rehearse(
     """
     known = all_releases(releases)
     release_named(from_, known), release_named(to, known), guest_named(guest)
-    policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s)
+    precopy.policy()
     parse_rate(bandwidth)
     machine = born(read(spec, api_version).spec, memory_mb)
     common = arguments_of({"--releases": releases, "--ram-dir": usable_ram_dir(ram_dir, state_dir)})
-    limits = {
-        "--downtime-limit-ms": downtime_limit_ms,
-        "--bandwidth": bandwidth,
-        "--on-stall": on_stall.value,
-        "--rounds-max": rounds_max,
-        "--precopy-time-max-s": precopy_time_max_s,
-    }
     of_birth = arguments_of({"--guest": guest, "--memory-mb": memory_mb, "--seed": seed, "--api-version": api_version})
-    as_source = arguments_of({"--from": from_, **limits})
+    as_source = arguments_of({"--from": from_, "--bandwidth": bandwidth}) + precopy.arguments()
     streams_of(streams)
     plan = None if faults is None else plan_for_real(faults, streams, wire, tls=tls)
     streams = streams if plan is None else plan.streams

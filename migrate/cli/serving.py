@@ -8,19 +8,17 @@ from cyclopts import Parameter
 
 from migrate.cli.access import ANYBODY_ON_LOOPBACK, AccessOptions, address_of
 from migrate.cli.options import (
+    DEFAULT_PRECOPY,
     Attached,
     Audited,
     Bandwidth,
     DieAt,
-    DowntimeLimit,
     Events,
     MemoryMax,
     Pace,
-    PrecopyTimeMax,
+    PrecopyOptions,
     ReclaimAfter,
     Releases,
-    RoundsMax,
-    Stall,
     StateDir,
     StreamCount,
     TellMessages,
@@ -28,7 +26,6 @@ from migrate.cli.options import (
     at_least_0,
     checked_pace,
     event_log,
-    policy_of,
     streams_of,
 )
 from migrate.cli.output import print_json, print_line, printable
@@ -41,7 +38,6 @@ from migrate.daemon.host.host import MIGRATIONS_MAX, OFFER_S, HostSettings
 from migrate.daemon.host.run import HostOptions, run_host
 from migrate.daemon.run import Places
 from migrate.daemon.source import RECLAIM_AFTER_S
-from migrate.engine.policy import DEFAULT_DOWNTIME_LIMIT_MS, OnStall
 from migrate.engine.source import SourceSettings
 from migrate.releases import NEWEST, all_releases, release_named
 
@@ -79,10 +75,7 @@ def serve(
     memory_total_mb: Annotated[int, Parameter(help="Guest RAM of all machines together, in MiB.")] = MEMORY_MB_MAX,
     bandwidth: Bandwidth = None,
     streams: StreamCount = 1,
-    downtime_limit_ms: DowntimeLimit = DEFAULT_DOWNTIME_LIMIT_MS,
-    on_stall: Stall = OnStall.REFUSE,
-    rounds_max: RoundsMax = None,
-    precopy_time_max_s: PrecopyTimeMax = None,
+    precopy: PrecopyOptions = DEFAULT_PRECOPY,
     offer_s: Annotated[float, Parameter(name="--offer-s", help="How long an offer waits for its target.")] = OFFER_S,
     reclaim_after_s: ReclaimAfter = RECLAIM_AFTER_S,
     wire: Wire = None,
@@ -117,7 +110,7 @@ def serve(
             node="",
             machine_name="",
             release=named,
-            policy=policy_of(downtime_limit_ms, on_stall, rounds_max, precopy_time_max_s),
+            policy=precopy.policy(),
         ),
         places=Places(storage=storage, wire=wire, state=state_dir),
         bandwidth=parse_rate(bandwidth),

@@ -28,7 +28,8 @@ class DaemonDied(Exception):
 
     def __init__(self, side: str, exit_code: int | None, complaints: Sequence[str]) -> None:
         self.exit_code = exit_code
-        self.last_words = complaints[-1] if complaints else "it said nothing"
+        said = (line.strip(" |+-") for line in reversed(complaints))  # which frame the tracebacks of groups
+        self.last_words = next(filter(None, said), "it said nothing")
         super().__init__(f"the {side} daemon ended too early (exit code {exit_code}): {self.last_words}")
 
 
