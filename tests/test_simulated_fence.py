@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from migrate.engine import ownership
+from migrate.engine import ownership, source
 from migrate.faults.explore import Experiment, first_faults, pairs_after, random_plan, single_plans
 from migrate.faults.plan import (
     Action,
@@ -99,11 +99,26 @@ def test_a_source_whose_storage_goes_away_while_it_resumes_goes_on_in_the_sessio
     assert "source: StorageUnreachable" not in tried.published
 
 
-def test_a_source_that_cannot_reach_the_storage_before_the_pause_gives_the_machine_away_all_the_same() -> None:
-    """It only wants to know how long a look takes."""
+def test_a_source_that_cannot_reach_the_storage_before_the_pause_gives_the_machine_away_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It only wants to know how long a look takes, and says that it does not."""
+    look, seen = source._Source.look_at_register, list[tuple[int, list[str]]]()
+
+    async def watched(self: source._Source) -> int:
+        register_ns = await look(self)
+        seen.append((register_ns, list(self.attempt.warnings)))
+        return register_ns
+
+    monkeypatch.setattr(source._Source, "look_at_register", watched)
     out = (AtMessage(message="RoundStored", side=Role.TARGET), StorageOutage(side=Role.SOURCE, for_s=1000.0))
     tried = FENCED.run(plan_of(out))
     assert (tried.violations, tried.fired, tried.owner) == ((), 1, "target")
+    (register_ns, (warning,)), (register_back_ns, nothing) = seen
+    assert register_ns == 0
+    assert warning.startswith("the predicted downtime leaves out the storage's register: ")
+    assert register_back_ns > 0, "on the way back there is nothing to warn of"
+    assert nothing == []
 
 
 def test_a_source_that_never_asks_the_fence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

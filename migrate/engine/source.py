@@ -308,13 +308,14 @@ class _Source:
         return attrs.evolve(cost, register_ns=await self.look_at_register()), generation
 
     async def look_at_register(self) -> int:
-        """How long that takes; 0 if there is none, or it cannot be reached: then the target will be told so."""
+        """How long that takes; 0 if there is none, or it cannot be reached: that is for the target to find out."""
         if self.ports.fence is None:
             return 0
         start_ns = self.clock.monotonic_ns()
         try:
             await self.ports.fence.read()
-        except StorageUnreachable:
+        except StorageUnreachable as error:
+            self.attempt.warnings.append(f"the predicted downtime leaves out the storage's register: {error}")
             return 0
         return self.clock.monotonic_ns() - start_ns
 
