@@ -121,10 +121,8 @@ async def fork_launcher() -> AsyncIterator[ForkLauncher]:
 
 @asynccontextmanager
 async def forked(arguments: Sequence[str | Path]) -> AsyncIterator[Child]:
-    async with (
-        fork_launcher() as launcher,
-        child_of(launcher, list(map(str, arguments)), silent=True) as child,
-    ):
+    words = list(map(str, arguments))
+    async with fork_launcher() as launcher, child_of(launcher, words, silent=True) as child:
         yield child
 
 

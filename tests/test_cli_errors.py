@@ -302,14 +302,10 @@ def test_a_machine_that_cannot_be_made_is_bad_input_to_a_rehearsal_too(tmp_path:
     assert (checked.code, checked.document["reasons"][0]["field"]) == (1, "request_json")
     mark = tmp_path.name
     source, rehearse = ["source", str(spec), "--listen", "127.0.0.1:0"], ["rehearse", str(spec)]
-    for command, environment in (
-        (source, {}),
-        ([*source, "--json"], {}),
-        (rehearse, {MARK: mark}),
-        ([*rehearse, "--json"], {}),
-    ):
-        said = start(*command, "--memory-mb", "16", **environment)
-        assert (said.code, said.out) == (2, "")
-        assert said.complaint.startswith("migrate: this machine cannot be made: ")
-        assert "request_json" in said.complaint
+    for command, environment in ((source, {}), (rehearse, {MARK: mark})):  # which alone starts others
+        for options in ([], ["--json"]):
+            said = start(*command, *options, "--memory-mb", "16", **environment)
+            assert (said.code, said.out) == (2, "")
+            assert said.complaint.startswith("migrate: this machine cannot be made: ")
+            assert "request_json" in said.complaint
     assert processes_with(MARK, mark) == []

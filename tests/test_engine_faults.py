@@ -95,7 +95,7 @@ def assert_kept_its_word(world: World, target: Target, source_error: MigrationEr
 @each_loss
 @each_side
 def test_whatever_operation_fails_one_runner_is_left_once_the_two_have_spoken_again(side: Role, loss: Loss) -> None:
-    ended_at = set()
+    undone = 0
     for operation in range(OPERATIONS[side]):
         with World() as world:
             target = world.new_target()
@@ -107,9 +107,9 @@ def test_whatever_operation_fails_one_runner_is_left_once_the_two_have_spoken_ag
             committed = "source writes C(2)" in world.events
             assert (world.source_runs, target.is_running) == (not committed, committed)
             if world.source_runs:
+                undone += 1
                 assert_nothing_is_left_behind(world, target)
-            ended_at.add(committed)
-    assert ended_at == {True, False}, "some failures are undone, some come too late for that"
+    assert OPERATIONS[side] / 2 < undone < OPERATIONS[side], "most failures are undone, some come too late for that"
 
 
 def assert_nothing_is_left_behind(world: World, first: Target) -> None:

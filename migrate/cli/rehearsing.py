@@ -47,9 +47,7 @@ from migrate.daemon.address import BadInput
 from migrate.daemon.birth import born
 from migrate.daemon.exit_codes import ExitCode
 from migrate.daemon.pair import DaemonDied, PairOptions
-from migrate.daemon.run import (
-    leaf_of,
-)
+from migrate.daemon.run import leaf_of
 from migrate.daemon.state import JournalDamaged, StateDirectory, StateError
 from migrate.daemon.supervisor import NotStarted
 from migrate.daemon.wire import WireError
